@@ -1,0 +1,41 @@
+"""``import sktl`` stays light: heavy libraries are loaded when something needs them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = [
+    "timm",
+    "transformers",
+    "torchvision",
+    "matplotlib",
+    "pandas",
+    "polars",
+    "PIL.Image",
+    "peft",
+    "openvino",
+    "ray",
+    "dask",
+    "fastapi",
+    "onnx",
+    "onnxruntime",
+]
+
+
+@pytest.fixture(scope="module")
+def modules_after_import():
+    """Names of all modules that a fresh interpreter holds after ``import sktl``."""
+    code = "import json, sys, sktl; print(json.dumps(sorted(sys.modules)))"
+    return set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_import_does_not_load(name, modules_after_import):
+    assert name not in modules_after_import
+
+
+def test_import_warns_of_nothing_and_prints_nothing():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", "import sktl"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
