@@ -1,0 +1,158 @@
+"""What sktl knows of a pretrained network, whatever its source."""
+
+import copy
+import io
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from sktl.backbones._fingerprint import fingerprint
+from sktl.backbones._groups import layer_groups
+from sktl.exceptions import BackboneError
+
+
+@dataclass(frozen=True)
+class FeatureView:
+    """What the embedding engine runs: images in, one vector per image out.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Maps normalised float32 images of shape (n, 3, height, width) to embeddings of shape (n, ``width``).
+    key : str
+        Names exactly what is computed; equal keys mean equal embeddings.
+    data_config : dict
+        timm's data config: how pixels become the module's input.
+    width : int
+        Number of values per embedding.
+    """
+
+    module: nn.Module
+    key: str
+    data_config: dict[str, Any]
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained network without its classifier, frozen and shared; copy it before training.
+
+    Attributes
+    ----------
+    name : str
+        What was asked for.
+    module : nn.Module
+        Maps images of shape (n, 3, height, width) to embeddings of shape (n, ``width``); in eval mode, without gradients.
+    recipe : dict
+        How to build the module again, without weights.
+    data_config : dict
+        timm's data config: how pixels become the module's input.
+    width : int
+        Number of values per embedding, found by a forward pass.
+    fingerprint : str
+        SHA-256 of structure, state and data config; the same in every process.
+    """
+
+    name: str
+    module: nn.Module = field(repr=False)
+    recipe: dict[str, Any] = field(repr=False)
+    data_config: dict[str, Any] = field(repr=False)
+    width: int
+    fingerprint: str
+
+    @classmethod
+    def from_module(cls, name: str, module: nn.Module, recipe: dict, data_config: dict) -> "Backbone":
+        """Freeze a network and find out its width and fingerprint."""
+        module = module.eval().requires_grad_(False)
+        data_config = plain_data_config(data_config)
+        module, width = _pooled(name, module, data_config["input_size"])
+        return cls(name, module, recipe, data_config, width, fingerprint(module, data_config))
+
+    @property
+    def layer_groups(self) -> list[list[str]]:
+        """Names of parameters by depth; the first group is next to the input."""
+        return layer_groups(self.module)
+
+    @property
+    def view(self) -> FeatureView:
+        """The backbone's own pooled embedding."""
+        return FeatureView(self.module, self.fingerprint, self.data_config, self.width)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key != "module"}
+        return {**state, "weights": safetensors.torch.save(shareless_state(self.module))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        weights = safetensors.torch.load(state.pop("weights"))
+        module = build_from_recipe(state["recipe"])
+        module.load_state_dict(weights)
+        self.__dict__.update(state, module=module.eval().requires_grad_(False))
+
+
+class PooledModule(nn.Module):
+    """A user's network whose feature maps of shape (n, channels, height, width) are averaged over their area."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).mean(dim=(2, 3))
+
+
+def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Module, int]:
+    shape = _output_shape(name, module, input_size)
+    if len(shape) == 4:
+        return PooledModule(module).eval(), shape[1]
+    if len(shape) != 2:
+        raise BackboneError(
+            f"The backbone {name} turns one image into an output of shape {shape}; expected (n, width) or (n, channels, height, width). "
+            "Wrap it in a module that pools its output."
+        )
+    return module, shape[1]
+
+
+def _output_shape(name: str, module: nn.Module, input_size: list[int]) -> tuple[int, ...]:
+    try:
+        with torch.inference_mode():
+            output = module(torch.zeros(1, *input_size))
+    except Exception as error:  # the network may be the user's own
+        raise BackboneError(
+            f"The backbone {name} cannot be run on an image of shape {tuple(input_size)} (channels, height, width): {error} "
+            "Give the size that it takes with image_size= or data_config={'input_size': (3, height, width)}."
+        ) from error
+    if not isinstance(output, torch.Tensor):
+        raise BackboneError(f"The backbone {name} must return one tensor, got {type(output).__name__} instead.")
+    return tuple(output.shape)
+
+
+def plain_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
+    """Return a data config of lists, numbers and strings, as JSON would give it back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
+
+
+def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a module's state on the CPU, contiguous, and no memory shared between entries, as safetensors wants it."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+
+
+def module_recipe(module: nn.Module) -> dict[str, Any]:
+    """Return the recipe of a network that only its own Python class can build: its pickled structure, without numbers."""
+    skeleton = copy.deepcopy(module).to("meta")
+    return {"kind": "module", "pickle": pickle.dumps(skeleton)}
+
+
+def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
+    """Build the module that a recipe describes, with arbitrary weights."""
+    if recipe["kind"] == "module":
+        skeleton = pickle.load(io.BytesIO(recipe["pickle"]))
+        return skeleton.to_empty(device="cpu")
+    import timm
+
+    module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+    return module

@@ -1,0 +1,216 @@
+"""From what a user writes as ``backbone=`` to a :class:`Backbone`."""
+
+import copy
+import difflib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from threading import RLock
+from typing import Any
+
+from torch import nn
+
+from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
+from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
+from sktl.backbones._weights import Weights, create_with_weights
+from sktl.exceptions import BackboneError, UnknownBackboneError
+
+
+class _SharedBackbones:
+    """The last few backbones that were loaded, so that clones and folds do not load them again."""
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._lock = RLock()
+        self._entries: OrderedDict[object, Backbone] = OrderedDict()
+
+    def get(self, key: object, load: Callable[[], Backbone]) -> Backbone:
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = load()
+                while len(self._entries) > self._capacity:
+                    self._entries.popitem(last=False)
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+
+_shared = _SharedBackbones(capacity=4)
+
+
+def load_backbone(
+    backbone: str | nn.Module,
+    weights: Weights = "pretrained",
+    data_config: Mapping[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Backbone:
+    """Load a pretrained network without its classifier.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module
+        ``"sktl/tiny"``, a timm model name, ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network.
+        A network is copied, never changed.
+    weights : "pretrained", path, state dict or None, default="pretrained"
+        Where the weights of a named backbone come from; None is a random start. A network given as such keeps its own.
+    data_config : dict, default=None
+        Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
+        ``crop_mode``).
+    image_size : int or (int, int), default=None
+        Height and width in pixels to which images are brought; None keeps the backbone's own.
+
+    Returns
+    -------
+    backbone : Backbone
+        Shared inside the process; do not change its module.
+
+    Raises
+    ------
+    UnknownBackboneError
+        If no backbone has that name.
+    WeightsNotFoundError
+        If the weights cannot be found.
+    BackboneError
+        If the weights do not fit, or the network cannot be run.
+
+    Examples
+    --------
+    >>> from sktl.backbones import load_backbone
+    >>> load_backbone("sktl/tiny").data_config["input_size"][0]
+    3
+    """
+    overrides = dict(data_config or {})
+    if image_size is not None:
+        overrides["input_size"] = (3, *_pair(image_size))
+    if isinstance(backbone, nn.Module):
+        return _from_module(backbone, overrides)
+    if isinstance(weights, Mapping):
+        return _from_name(backbone, weights, overrides)
+    key = (backbone, _weights_identity(weights), repr(sorted(plain_data_config(overrides).items())))
+    return _shared.get(key, lambda: _from_name(backbone, weights, overrides))
+
+
+def list_backbones(filter: str = "", *, pretrained: bool = True) -> list[str]:
+    """List what can be named as ``backbone=``.
+
+    Parameters
+    ----------
+    filter : str, default=""
+        A wildcard such as ``"*resnet*"``; empty lists all.
+    pretrained : bool, default=True
+        Only names for which pretrained weights are published.
+
+    Returns
+    -------
+    names : list of str
+        The bundled backbones first, then timm's.
+
+    Examples
+    --------
+    >>> import sktl
+    >>> sktl.list_backbones()[0]
+    'sktl/tiny'
+    >>> "resnet50.a1_in1k" in sktl.list_backbones("resnet50*")
+    True
+    """
+    from fnmatch import fnmatch
+
+    import timm
+
+    bundled = [name for name in BUNDLED if not filter or fnmatch(name, filter)]
+    return bundled + list(timm.list_models(filter, pretrained=pretrained))
+
+
+def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def _weights_identity(weights: str | os.PathLike | None) -> object:
+    """Return what tells one source of weights from another: a file that was rewritten is a new one."""
+    if weights is None or weights == "pretrained" or not os.path.isfile(weights):
+        return weights
+    status = os.stat(weights)
+    return os.path.realpath(weights), status.st_mtime_ns, status.st_size
+
+
+def _from_name(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbone:
+    if name in BUNDLED:
+        return _from_bundled(name, weights, overrides)
+    _check_name(name)
+    architecture, kwargs = _architecture(name)
+    if "input_size" in overrides and _has_fixed_size(name, architecture):
+        kwargs["img_size"] = tuple(overrides["input_size"][1:])
+    module = create_with_weights(name, weights, **kwargs)
+    return _with_data_config(name, module, {"kind": "timm", "architecture": architecture, "kwargs": kwargs}, overrides)
+
+
+def _from_bundled(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbone:
+    card = bundled_card(name)
+    kwargs = dict(card["architecture_kwargs"])
+    if isinstance(weights, str) and weights == "pretrained":
+        weights = bundled_state(name)
+    module = create_with_weights(card["architecture"], weights, **kwargs)
+    recipe = {"kind": "timm", "architecture": card["architecture"], "kwargs": kwargs}
+    return Backbone.from_module(name, module, recipe, {**card["data_config"], **overrides})
+
+
+def _from_module(module: nn.Module, overrides: dict[str, Any]) -> Backbone:
+    network = copy.deepcopy(module).cpu().float()
+    if hasattr(network, "reset_classifier") and getattr(network, "num_classes", 0):
+        network.reset_classifier(0)
+    name = type(module).__name__
+    backbone = _with_data_config(name, network, {}, overrides)
+    backbone.recipe.update(module_recipe(backbone.module))
+    return backbone
+
+
+def _with_data_config(name: str, module: nn.Module, recipe: dict, overrides: dict[str, Any]) -> Backbone:
+    from timm.data import resolve_model_data_config
+
+    return Backbone.from_module(name, module, recipe, {**resolve_model_data_config(module), **overrides})
+
+
+def _architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the plain timm architecture behind a name, and the arguments that its source adds."""
+    from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
+    from timm.models._hub import load_model_config_from_path
+
+    source, identifier = parse_model_name(name)
+    if source is None:
+        return split_model_name_tag(identifier)[0], {}
+    load = {"hf-hub": load_model_config_from_hf, "local-dir": load_model_config_from_path}[source]
+    try:
+        _, architecture, kwargs = load(identifier)
+    except Exception as error:  # whatever hub, network and disk may raise
+        raise BackboneError(f"The configuration of backbone={name!r} cannot be read: {error}") from error
+    return architecture, {key: value for key, value in kwargs.items() if key != "num_classes"}
+
+
+def _has_fixed_size(name: str, architecture: str) -> bool:
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(architecture, allow_unregistered=True)
+    return bool(cfg and cfg.fixed_input_size)
+
+
+def _check_name(name: str) -> None:
+    """Raise an error with close matches unless timm knows the name."""
+    from timm.models import is_model, list_models, list_pretrained, parse_model_name, split_model_name_tag
+
+    try:
+        source, identifier = parse_model_name(name)
+    except ValueError as error:
+        raise UnknownBackboneError(f"The 'backbone' parameter is {name!r}. {error}") from error
+    if source is not None:
+        return
+    architecture, tag = split_model_name_tag(identifier)
+    if not is_model(architecture):
+        known = [*BUNDLED, *list_models()]
+        raise UnknownBackboneError(_unknown_message(name, difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
+    tagged = list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise UnknownBackboneError(_unknown_message(name, difflib.get_close_matches(name, tagged, n=3, cutoff=0.3)))
+
+
+def _unknown_message(name: str, matches: list[str]) -> str:
+    guess = f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+    return f"There is no backbone {name!r}.{guess} sktl.list_backbones() lists all names."
