@@ -1,0 +1,1 @@
+"""How the bundled backbone ``sktl/tiny`` was pretrained."""
