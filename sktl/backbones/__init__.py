@@ -1,6 +1,6 @@
 """From a name, a file or a network to a frozen backbone that emits embeddings."""
 
-from sktl.backbones._backbone import Backbone, FeatureView, build_from_recipe, module_recipe, shareless_state
+from sktl.backbones._backbone import Backbone, FeatureView, build_from_recipe, reset_parameters, shareless_state
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import list_backbones, load_backbone
@@ -13,6 +13,6 @@ __all__ = [
     "layer_groups",
     "list_backbones",
     "load_backbone",
-    "module_recipe",
+    "reset_parameters",
     "shareless_state",
 ]

@@ -1,8 +1,8 @@
 """What sktl knows of a pretrained network, whatever its source."""
 
 import copy
-import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,17 +142,47 @@ def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def module_recipe(module: nn.Module) -> dict[str, Any]:
-    """Return the recipe of a network that only its own Python class can build: its pickled structure, without numbers."""
-    skeleton = copy.deepcopy(module).to("meta")
+    """Return the recipe of a network that only its own Python class can build: its pickled structure, without weights."""
+    skeleton = copy.deepcopy(module)
+    _convert_state(skeleton, lambda tensor: tensor.to("meta"))
     return {"kind": "module", "pickle": pickle.dumps(skeleton)}
 
 
 def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
-    """Build the module that a recipe describes, with arbitrary weights."""
+    """Build the module that a recipe describes: timm's at a random start, a user's own with zero weights."""
     if recipe["kind"] == "module":
-        skeleton = pickle.load(io.BytesIO(recipe["pickle"]))
-        return skeleton.to_empty(device="cpu")
+        module = pickle.loads(recipe["pickle"])
+        _convert_state(module, lambda tensor: torch.zeros_like(tensor, device="cpu"))
+        return module
     import timm
 
-    module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
-    return module
+    return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """Give a user's network a new random start, through the ``reset_parameters`` that torch's layers have.
+
+    Raises
+    ------
+    BackboneError
+        If a layer has parameters and no such method.
+    """
+    for name, part in module.named_modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise BackboneError(
+                f"The layer {name!r} ({type(part).__name__}) of the backbone cannot be started from scratch: "
+                "give its class a method reset_parameters()."
+            )
+
+
+def _convert_state(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Convert parameters and persistent buffers in place; other buffers are part of the structure."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                part._buffers[name] = convert(buffer)

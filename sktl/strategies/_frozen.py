@@ -1,0 +1,46 @@
+"""Strategies that keep the whole backbone."""
+
+from numbers import Real
+
+from sklearn.utils._param_validation import Interval
+
+from sktl.strategies.base import Strategy, TrainableNetwork
+
+
+class FeatureExtraction(Strategy):
+    """Keep the backbone, fit a new linear head on its embeddings.
+
+    The head is a multinomial logistic regression on standardised embeddings, solved to convergence; each image goes through the
+    backbone once. Also known as linear probing.
+
+    Parameters
+    ----------
+    C : float, default=0.1
+        Inverse strength of the head's L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`.
+
+    See Also
+    --------
+    LinearProbeThenFineTuning : Goes on from here.
+
+    References
+    ----------
+    Kornblith, S., Shlens, J., Le, Q. V.: Do Better ImageNet Models Transfer Better? CVPR 2019.
+
+    Examples
+    --------
+    >>> from sktl import FineTuneClassifier
+    >>> from sktl.strategies import FeatureExtraction
+    >>> FineTuneClassifier(strategy=FeatureExtraction(C=1.0))
+    FineTuneClassifier(strategy=FeatureExtraction(C=1.0))
+    """
+
+    trains_backbone = False
+    fits_head_first = True
+
+    _parameter_constraints = {"C": [Interval(Real, 0, None, closed="neither")]}
+
+    def __init__(self, C: float = 0.1):
+        self.C = C
+
+    def prepare(self, network: TrainableNetwork) -> None:
+        network.backbone.requires_grad_(False)

@@ -1,0 +1,59 @@
+"""From what a user writes as ``strategy=`` to a strategy object."""
+
+import difflib
+
+from sklearn.base import clone
+
+from sktl.exceptions import StrategyError
+from sktl.strategies._frozen import FeatureExtraction
+from sktl.strategies._tuned import FineTuning, FromScratch, LinearProbeThenFineTuning, PartialFineTuning
+from sktl.strategies.base import Strategy
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "feature_extraction": FeatureExtraction,
+    "lp_ft": LinearProbeThenFineTuning,
+    "partial": PartialFineTuning,
+    "fine_tuning": FineTuning,
+    "from_scratch": FromScratch,
+}
+
+
+def resolve_strategy(strategy: str | Strategy) -> Strategy:
+    """Return a strategy object of one's own, with valid parameters.
+
+    Parameters
+    ----------
+    strategy : str or Strategy
+        A name, or an object, which is copied.
+
+    Raises
+    ------
+    StrategyError
+        If no strategy has that name.
+    InvalidParameterError
+        If one of its parameters is out of range.
+
+    Examples
+    --------
+    >>> from sktl.strategies import resolve_strategy
+    >>> resolve_strategy("partial")
+    PartialFineTuning()
+    """
+    if isinstance(strategy, str):
+        strategy = _named(strategy)()
+    elif not isinstance(strategy, Strategy):
+        raise StrategyError(
+            f"The 'strategy' parameter must be one of {sorted(STRATEGIES)} or an object from sktl.strategies, got {strategy!r} instead."
+        )
+    own = clone(strategy)
+    if hasattr(own, "_parameter_constraints"):
+        own._validate_params()
+    return own
+
+
+def _named(name: str) -> type[Strategy]:
+    if name not in STRATEGIES:
+        matches = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.5)
+        guess = f" Did you mean {matches[0]!r}?" if matches else ""
+        raise StrategyError(f"The 'strategy' parameter must be one of {sorted(STRATEGIES)}, got {name!r} instead.{guess}")
+    return STRATEGIES[name]

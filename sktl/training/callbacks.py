@@ -1,0 +1,123 @@
+"""What happens around the steps of the training loop, as skorch callbacks."""
+
+import copy
+import math
+from numbers import Real
+
+from skorch.callbacks import Callback
+
+
+def warmup_cosine(n_steps: int, warmup: float = 0.1, floor: float = 0.01):
+    """Return a factor for the learning rate per step: a linear rise, then half a cosine down to ``floor``.
+
+    Parameters
+    ----------
+    n_steps : int
+        Number of steps in all.
+    warmup : float, default=0.1
+        Share of the steps in which the learning rate rises.
+    floor : float, default=0.01
+        Factor at the end.
+
+    References
+    ----------
+    Loshchilov, I., Hutter, F.: SGDR: Stochastic Gradient Descent with Warm Restarts. ICLR 2017.
+    """
+    n_warmup = max(1, round(warmup * n_steps))
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / (n_warmup + 1)
+        progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+class StrategyEpochs(Callback):
+    """Let the strategy change what is trained at the beginning of each epoch."""
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.strategy.on_epoch_begin(net.module_, len(net.history) - 1)
+        net.module_.refresh_frozen()
+
+
+class FiniteLoss(Callback):
+    """Stop with an error as soon as the loss is no number."""
+
+    def on_batch_end(self, net, loss=None, training=False, **kwargs):
+        if training and not math.isfinite(loss.item()):
+            rates = ", ".join(f"{group['lr']:.3g}" for group in net.optimizer_.param_groups)
+            raise FloatingPointError(
+                f"The training loss is {loss.item()} in epoch {len(net.history)} (learning rates {rates}). "
+                "Try a smaller learning_rate."
+            )
+
+
+class ValidScore(Callback):
+    """Record a score on the validation rows, from the outputs that their loss was computed from.
+
+    Parameters
+    ----------
+    name : str
+        Column of the history.
+    score : callable
+        Takes outputs and targets of a batch, returns one number per row.
+    """
+
+    def __init__(self, name: str, score):
+        self.name = name
+        self.score = score
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.total_, self.weight_ = 0.0, 0.0
+
+    def on_batch_end(self, net, batch=None, training=False, y_pred=None, **kwargs):
+        if training:
+            return
+        weight = batch[1]["weight"].to(y_pred.device)
+        self.total_ += float((self.score(y_pred, batch[1]["target"].to(y_pred.device)) * weight).sum())
+        self.weight_ += float(weight.sum())
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.weight_:
+            net.history.record(self.name, self.total_ / self.weight_)
+
+
+class StopEarly(Callback):
+    """Stop when the validation loss has not improved for a while, and go back to the best weights.
+
+    Parameters
+    ----------
+    n_iter_no_change : int
+        Epochs without improvement after which training stops.
+    tol : float
+        An improvement smaller than this is none.
+    """
+
+    def __init__(self, n_iter_no_change: int, tol: Real):
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+
+    def on_train_begin(self, net, **kwargs):
+        self.best_loss_, self.best_epoch_, self.best_state_ = math.inf, 0, None
+
+    def on_epoch_end(self, net, **kwargs):
+        loss, epoch = net.history[-1, "valid_loss"], net.history[-1, "epoch"]
+        if loss < self.best_loss_ - self.tol or self.best_state_ is None:
+            self.best_loss_, self.best_epoch_ = loss, epoch
+            self.best_state_ = copy.deepcopy(net.module_.state_dict())
+        elif epoch - self.best_epoch_ >= self.n_iter_no_change:
+            raise EarlyStop
+
+    def on_train_end(self, net, **kwargs):
+        if self.best_state_ is not None:
+            net.module_.load_state_dict(self.best_state_)
+            self.best_state_ = None
+
+
+class EarlyStop(Exception):  # noqa: N818 -- a signal, not an error
+    """Ends the training loop in good order."""

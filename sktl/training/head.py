@@ -1,0 +1,50 @@
+"""Fitting a linear head on embeddings, to convergence."""
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+
+def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray, weight: np.ndarray, C: float) -> float:
+    """Fit a multinomial logistic regression on standardised embeddings, and write it into a linear layer.
+
+    The standardisation is folded into the layer's weights, so that the layer takes plain embeddings.
+
+    Parameters
+    ----------
+    head : nn.Linear
+        Maps ``width`` values to one output per class; changed in place.
+    embeddings : ndarray of shape (n, width)
+        One row per image.
+    target : ndarray of int, shape (n,)
+        Class indices; every class occurs.
+    weight : ndarray of float, shape (n,)
+        Sample weights, all positive.
+    C : float
+        Inverse strength of the L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`.
+
+    Returns
+    -------
+    loss : float
+        Weighted mean cross-entropy on the data.
+    """
+    embeddings = embeddings.astype(np.float64)
+    mean = np.average(embeddings, axis=0, weights=weight)
+    std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=weight))
+    std[std < 1e-6 * max(float(std.max()), 1e-12)] = 1.0  # a constant feature says nothing
+    model = LogisticRegression(C=C, tol=1e-5, max_iter=1000)
+    model.fit((embeddings - mean) / std, target, sample_weight=weight)
+    coef, intercept = _one_row_per_class(model)
+    coef = coef / std
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(coef))
+        head.bias.copy_(torch.from_numpy(intercept - coef @ mean))
+    log_proba = model.predict_log_proba((embeddings - mean) / std)
+    return float(-np.average(log_proba[np.arange(len(target)), target], weights=weight))
+
+
+def _one_row_per_class(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    if len(model.classes_) > 2:
+        return model.coef_, model.intercept_
+    return np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2

@@ -1,0 +1,169 @@
+"""The skorch net that trains a network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, EpochTimer, GradientNormClipping, LRScheduler, PassthroughScoring
+from skorch.helper import predefined_split
+from torch import nn
+
+from sktl._random import private_torch_rng
+from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs, warmup_cosine
+from sktl.training.data import TrainingData, batches
+from sktl.training.network import Network
+
+
+class TransferNet(NeuralNetClassifier):
+    """A skorch net whose loss is weighted by row and whose parameter groups and penalty come from a strategy.
+
+    Parameters
+    ----------
+    module : Network
+        Trained in place.
+    strategy : Strategy
+        Gives parameter groups and penalty.
+    weight_decay : float
+        For matrices and kernels; biases and normalisation layers have none.
+    **kwargs : dict
+        skorch's own parameters.
+    """
+
+    def __init__(self, module: Network, *, strategy, weight_decay: float = 0.0, **kwargs: Any):
+        self.strategy = strategy
+        self.weight_decay = weight_decay
+        super().__init__(module, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [
+            ("epoch_timer", EpochTimer()),
+            ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring(name="valid_loss")),
+        ]
+
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """Return the strategy's groups instead of one group of all parameters; see skorch."""
+        kwargs = self.get_params_for(prefix)
+        kwargs.setdefault("lr", self.lr)
+        groups = self.strategy.param_groups(self.module_, kwargs["lr"])
+        return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
+
+    def get_loss(self, y_pred, y_true, X=None, training=False):
+        """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
+        weight = y_true["weight"].to(y_pred.device)
+        losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
+        loss = (losses * weight).sum() / weight.sum()
+        return loss + self.strategy.penalty(self.module_, X, y_pred) if training else loss
+
+    def partial_fit(self, X, y=None, classes=None, **fit_params):
+        """Train, and let an interrupt through: a half-trained net must not pass for a fitted one; see skorch."""
+        if not self.initialized_:
+            self.initialize()
+        self.notify("on_train_begin", X=X, y=y)
+        try:
+            self.fit_loop(X, y)
+        except EarlyStop:
+            pass
+        self.notify("on_train_end", X=X, y=y)
+        return self
+
+
+def _split_by_decay(groups, weight_decay: float):
+    """Take weight decay off vectors: biases and the scales of normalisation layers."""
+    for group in groups:
+        for is_matrix in (True, False):
+            params = [(name, value) for name, value in group["params"] if (value.ndim > 1) == is_matrix]
+            if params:
+                yield {**group, "params": params, "weight_decay": weight_decay if is_matrix else 0.0}
+
+
+def make_net(
+    network: Network,
+    strategy,
+    *,
+    criterion: type[nn.Module] = nn.CrossEntropyLoss,
+    learning_rate: float,
+    weight_decay: float,
+    max_epochs: int,
+    batch_size: int,
+    device: torch.device,
+    verbose: int = 0,
+    callbacks: Sequence[Callback] = (),
+    net_params: dict[str, Any] | None = None,
+) -> TransferNet:
+    """Compose the skorch net for a network; nothing is trained yet.
+
+    Parameters
+    ----------
+    network : Network
+        Prepared by the strategy.
+    strategy : Strategy
+        The way of transfer.
+    criterion : type of module, default=nn.CrossEntropyLoss
+        Loss with a ``reduction`` parameter.
+    learning_rate, weight_decay : float
+        Of the head, before the schedule; of matrices and kernels.
+    max_epochs, batch_size : int
+        Length of training, size of a step.
+    device : torch.device
+        Where training runs.
+    verbose : int, default=0
+        skorch prints one line per epoch from 1 on.
+    callbacks : sequence of skorch callbacks, default=()
+        Run after sktl's own.
+    net_params : dict, default=None
+        Overrides of skorch's parameters.
+
+    Returns
+    -------
+    net : TransferNet
+        Not initialized.
+    """
+    settings = {
+        "criterion": criterion,
+        "criterion__reduction": "none",
+        "optimizer": torch.optim.AdamW,
+        "lr": learning_rate,
+        "weight_decay": weight_decay,
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "iterator_train": batches,
+        "iterator_valid": batches,
+        "train_split": None,
+        "device": device,
+        "verbose": verbose,
+        "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
+    }
+    return TransferNet(network, strategy=strategy, **{**settings, **(net_params or {})})
+
+
+def train(net: TransferNet, data: TrainingData, valid: TrainingData | None, seed: int) -> None:
+    """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
+
+    Parameters
+    ----------
+    net : TransferNet
+        Trained in place.
+    data : TrainingData
+        Rows to learn from.
+    valid : TrainingData or None
+        Rows to measure on after each epoch.
+    seed : int
+        Decides shuffling, dropout and whatever else is random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n_steps = len(batches(data, net.batch_size)) * net.max_epochs
+    net.set_params(
+        iterator_train__generator=generator,
+        train_split=predefined_split(valid) if valid is not None else None,
+        callbacks=[
+            *net.callbacks,
+            ("clip", GradientNormClipping(1.0)),
+            ("schedule", LRScheduler("LambdaLR", lr_lambda=warmup_cosine(n_steps), step_every="batch", event_name="lr")),
+        ],
+    )
+    device = torch.device(net.device)
+    with private_torch_rng(seed, device):
+        net.fit(data, None)

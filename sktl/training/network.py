@@ -1,0 +1,111 @@
+"""The network in training: a copy of the backbone, and a new head."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sktl._random import private_torch_rng
+from sktl.backbones import Backbone, build_from_recipe, layer_groups, reset_parameters
+
+
+class Network(nn.Module):
+    """A backbone and a head; what is frozen stays in eval mode while the rest trains.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Maps normalised images of shape (n, 3, height, width) to embeddings of shape (n, width). Owned by the network.
+    head : nn.Module
+        Maps embeddings to outputs of shape (n, n_outputs).
+    mean, std : list of float
+        Per channel; 8-bit images are normalised with them.
+    updates_batch_norm : bool, default=False
+        Whether trained batch normalisation layers follow the statistics of the new data.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, mean, std, updates_batch_norm: bool = False):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.updates_batch_norm = updates_batch_norm
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self._always_eval: list[nn.Module] = []
+
+    @property
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the backbone's parameters by depth; the first group is next to the input."""
+        return layer_groups(self.backbone)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(self.normalise(images)))
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn 8-bit images of shape (n, height, width, 3) into the backbone's input; float input is ready already."""
+        if images.dtype != torch.uint8:
+            return images
+        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    def refresh_frozen(self) -> None:
+        """Find out anew which modules are frozen; to be called when ``requires_grad`` has changed."""
+        self._always_eval = list(self._frozen_modules(self.backbone))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        for module in self._always_eval:
+            module.training = False
+        return self
+
+    def _frozen_modules(self, module: nn.Module):
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            yield from module.modules()
+            return
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.updates_batch_norm:
+            yield module
+        for child in module.children():
+            yield from self._frozen_modules(child)
+
+
+def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Network:
+    """Copy a backbone, put a new head on it, and let the strategy choose what is trained.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Shared, and left as it is.
+    n_outputs : int
+        Width of the head's output.
+    strategy : Strategy
+        Prepares the network.
+    seed : int
+        For everything random: the head's start, and the backbone's where the strategy starts from scratch.
+
+    Returns
+    -------
+    network : Network
+        On the CPU, in eval mode.
+    """
+    with private_torch_rng(seed):
+        module = build_from_recipe(backbone.recipe)
+        if strategy.starts_pretrained:
+            module.load_state_dict(backbone.module.state_dict())
+        elif backbone.recipe["kind"] == "module":
+            reset_parameters(module)
+        network = assemble(module, backbone, n_outputs, strategy.updates_batch_norm)
+    network.requires_grad_(True)
+    strategy.prepare(network)
+    network.eval()
+    network.refresh_frozen()
+    return network
+
+
+def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batch_norm: bool) -> Network:
+    """Put a head with zero weights on a backbone's module: the first gradient reaches the head alone."""
+    head = nn.Linear(backbone.width, n_outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    config: dict[str, Any] = backbone.data_config
+    return Network(module, head, config["mean"], config["std"], updates_batch_norm)
