@@ -1,0 +1,152 @@
+"""Bytes of local files and file objects: regular files only, and never a wait."""
+
+import os
+import re
+import stat
+import threading
+
+from sktl.inputs._errors import RowError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.ASCII)
+_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_stream_lock = threading.Lock()  # a file object has one position, and rows are read from several threads
+
+
+def refuse_url(text: str) -> None:
+    """Raise if a string is a URL and not a path.
+
+    Parameters
+    ----------
+    text : str
+        What may be a path.
+    """
+    found = _URL.match(text)
+    if found:
+        raise RowError(f"{found[0]}... is a URL, and nothing is fetched from the network; download it first")
+
+
+def read_file(path: str | os.PathLike, root: str | None, max_bytes: int) -> bytes:
+    """Read a regular local file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; symbolic links to regular files are followed.
+    root : str or None
+        Folder that relative paths start from and that no path may leave.
+    max_bytes : int
+        Larger files are refused unread.
+
+    Returns
+    -------
+    data : bytes
+        Never empty.
+    """
+    text = os.fsdecode(path)
+    refuse_url(text)
+    try:
+        resolved = text if root is None else _resolve_under(root, text)
+        # Opening a device may act on it (a tape rewinds), so its kind is asked before, and again of what was opened.
+        _check_regular(os.stat(resolved), max_bytes)
+        descriptor = os.open(resolved, _OPEN_FLAGS)
+        with open(descriptor, "rb") as file:
+            _check_regular(os.fstat(descriptor), max_bytes)
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise RowError(_explain(error, text, root)) from error
+    except ValueError as error:
+        raise RowError(f"not a valid path ({error})") from error
+    if not data or len(data) > max_bytes:
+        raise RowError("the file changed while it was read")
+    return data
+
+
+def read_stream(stream, max_bytes: int) -> bytes:
+    """Read a binary file object from its start, and put its position back.
+
+    Parameters
+    ----------
+    stream : file object
+        Open for reading in binary mode, and seekable; it is not closed.
+    max_bytes : int
+        Longer streams are refused.
+
+    Returns
+    -------
+    data : bytes
+        Never empty.
+    """
+    try:
+        with _stream_lock:
+            position = stream.tell()
+            try:
+                stream.seek(0)
+                data = stream.read(max_bytes + 1)
+            finally:
+                stream.seek(position)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise RowError(f"a file object that cannot be read ({error})") from error
+    if isinstance(data, str):
+        raise RowError("a file object opened as text; open it in mode 'rb'")
+    return check_data(data, max_bytes)
+
+
+def check_data(data, max_bytes: int) -> bytes:
+    """Refuse encoded images that are empty or too long.
+
+    Parameters
+    ----------
+    data : bytes-like
+        What should be an encoded image.
+    max_bytes : int
+        The limit.
+
+    Returns
+    -------
+    data : bytes
+        The same bytes.
+    """
+    data = bytes(data)
+    _check_length(len(data), max_bytes)
+    return data
+
+
+def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+    for is_kind, kind in _KINDS:
+        if is_kind(status.st_mode):
+            raise RowError(f"{kind}, not a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise RowError("not a regular file")
+    _check_length(status.st_size, max_bytes)
+
+
+def _check_length(n_bytes: int, max_bytes: int) -> None:
+    if n_bytes == 0:
+        raise RowError("empty (0 bytes)")
+    if n_bytes > max_bytes:
+        raise RowError(f"too large: {n_bytes:,} bytes, where max_pixels allows {max_bytes:,}")
+
+
+def _resolve_under(root: str, text: str) -> str:
+    real_root = os.path.realpath(root)
+    resolved = os.path.realpath(os.path.join(real_root, text))
+    if resolved != real_root and not resolved.startswith(os.path.join(real_root, "")):
+        raise RowError(f"leads outside of root={root!r}")
+    return resolved
+
+
+def _explain(error: OSError, text: str, root: str | None) -> str:
+    path = os.path.join(root or "", text)
+    if isinstance(error, FileNotFoundError):
+        if os.path.islink(path):
+            return f"a symbolic link to nothing ({os.readlink(path)!r})"
+        hint = " ('~' is not expanded; use os.path.expanduser)" if text.startswith("~") else ""
+        return f"no such file{'' if os.path.isabs(text) else f': {os.path.abspath(path)!r}'}{hint}"
+    return f"cannot be read ({(error.strerror or str(error)).lower()})"

@@ -1,0 +1,150 @@
+"""What timm's evaluation transform does to a picture, in one resize of the part that is kept."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sktl.exceptions import BackboneError
+
+_VERSION = 1  # part of every cache key: raise it whenever decoding or resizing changes a pixel
+
+_CROP_MODES = ("center", "squash", "border")
+_FILTERS = {
+    # name -> Pillow's filter and its reach in pixels of the smaller grid
+    "nearest": (Image.Resampling.NEAREST, 1.0),
+    "box": (Image.Resampling.BOX, 0.5),
+    "bilinear": (Image.Resampling.BILINEAR, 1.0),
+    "hamming": (Image.Resampling.HAMMING, 1.0),
+    "bicubic": (Image.Resampling.BICUBIC, 2.0),
+    "lanczos": (Image.Resampling.LANCZOS, 3.0),
+}
+
+
+class _Axis(NamedTuple):
+    """How one side of the picture maps to one side of the output."""
+
+    part: slice  # of the source that the kept part depends on
+    box: tuple[float, float]  # the kept part, in pixels of ``part``
+    n_filled: int  # pixels of the output that it fills
+    offset: int  # where in the output it starts; before and behind it is the fill colour
+
+
+class ImagePreprocessor:
+    """Resize and crop pictures as a backbone expects them.
+
+    Equal to ``timm.data.create_transform(**data_config, is_training=False)`` before its normalisation, to one level of
+    255 (Pillow rounds between its two passes, and the passes see other rows). Only the part of the picture that is kept
+    is resized, so that a picture of 1 x 5000 pixels costs no more than a square one.
+
+    Parameters
+    ----------
+    data_config : dict
+        What ``timm.data.resolve_data_config`` returns. ``input_size`` is needed; ``interpolation`` ("bicubic"),
+        ``crop_pct`` (0.875), ``crop_mode`` ("center"), ``mean`` and ``std`` (ImageNet's) may be left out.
+
+    Attributes
+    ----------
+    config : dict
+        All that the result depends on, JSON-able; what a cache key hashes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sktl.inputs import ImagePreprocessor
+    >>> preprocess = ImagePreprocessor({"input_size": (3, 64, 64)})
+    >>> preprocess(np.zeros((480, 640, 3), dtype=np.uint8)).shape
+    (64, 64, 3)
+    """
+
+    def __init__(self, data_config: dict):
+        self.config = _complete(data_config)
+        self._size = tuple(self.config["input_size"][1:])
+        self._scaled_size = tuple(math.floor(side / self.config["crop_pct"]) for side in self._size)
+        self._filter, self._reach = _FILTERS[self.config["interpolation"]]
+        is_border = self.config["crop_mode"] == "border"
+        self._fill = tuple(round(255 * value) for value in self.config["mean"]) if is_border else (0, 0, 0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize and crop one picture.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8 of shape (H, W, 3)
+            The picture.
+
+        Returns
+        -------
+        pixels : ndarray of uint8 of shape (h, w, 3)
+            C-contiguous; the very array that came in where nothing is to be done.
+        """
+        resized = self._resized_size(*pixels.shape[:2])
+        if resized == self._size == pixels.shape[:2]:
+            return np.ascontiguousarray(pixels)
+        rows, columns = (self._plan(*sides) for sides in zip(pixels.shape, resized, self._size, strict=False))
+        part = self._resize(pixels, rows, columns)
+        if (rows.n_filled, columns.n_filled) == self._size:
+            return part
+        page = np.full((*self._size, 3), self._fill, dtype=np.uint8)
+        page[rows.offset : rows.offset + rows.n_filled, columns.offset : columns.offset + columns.n_filled] = part
+        return page
+
+    def _resize(self, pixels: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
+        source = Image.fromarray(np.ascontiguousarray(pixels[rows.part, columns.part]))
+        box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
+        return np.array(source.resize((columns.n_filled, rows.n_filled), self._filter, box))
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the whole picture after timm's resize; it is never built in full."""
+        mode, (to_height, to_width) = self.config["crop_mode"], self._scaled_size
+        if mode == "squash":
+            return to_height, to_width
+        if mode == "center" and to_height == to_width:  # torchvision's Resize: the long side is cut off, not rounded
+            short = min(height, width)
+            return int(to_height * height / short), int(to_height * width / short)
+        ratios = height / to_height, width / to_width
+        ratio = max(ratios) if mode == "border" else min(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _plan(self, source: int, resized: int, target: int) -> _Axis:
+        n_filled = min(resized, target)
+        offset = (target - n_filled) // 2
+        skipped = round((resized - target) / 2) if resized > target else 0
+        scale = source / resized
+        start, stop = skipped * scale, min(source, (skipped + n_filled) * scale)
+        reach = self._reach * max(1.0, scale) + 1
+        first, last = max(0, math.floor(start - reach)), min(source, math.ceil(stop + reach))
+        return _Axis(slice(first, last), (start - first, min(stop - first, last - first)), n_filled, offset)
+
+
+def _complete(data_config: dict) -> dict:
+    config = {
+        "version": _VERSION,
+        "input_size": [int(side) for side in data_config["input_size"]],
+        "interpolation": data_config.get("interpolation") or "bicubic",
+        "crop_pct": float(data_config.get("crop_pct") or 0.875),
+        "crop_mode": data_config.get("crop_mode") or "center",
+        "mean": [float(value) for value in data_config.get("mean") or (0.485, 0.456, 0.406)],
+        "std": [float(value) for value in data_config.get("std") or (0.229, 0.224, 0.225)],
+    }
+    if config["interpolation"] == "random":  # timm's training draws between filters; its evaluation takes this one
+        config["interpolation"] = "bilinear"
+    _check(config)
+    return config
+
+
+def _check(config: dict) -> None:
+    size = config["input_size"]
+    if len(size) != 3 or size[0] != 3 or min(size) < 1:
+        raise BackboneError(f"'input_size' of a data config must be (3, height, width), got {tuple(size)} instead.")
+    for name, allowed in (("crop_mode", _CROP_MODES), ("interpolation", tuple(_FILTERS))):
+        if config[name] not in allowed:
+            raise BackboneError(f"'{name}' of a data config must be one of {allowed}, got {config[name]!r} instead.")
+    if config["crop_pct"] <= 0:
+        raise BackboneError(f"'crop_pct' of a data config must be above 0, got {config['crop_pct']} instead.")
+    if len(config["mean"]) != 3 or len(config["std"]) != 3:
+        raise BackboneError("'mean' and 'std' of a data config must hold three values each.")
