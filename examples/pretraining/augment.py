@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 def uniform(n, low, high, generator):
@@ -36,7 +36,7 @@ def crop(images, size, may_flip, generator, area=(0.35, 1.0)):
     """
     n = len(images)
     if size * 2 <= images.shape[-1] + 8:
-        images = F.avg_pool2d(images, 2)
+        images = functional.avg_pool2d(images, 2)
     side = uniform(n, *area, generator).sqrt()
     squeeze = uniform(n, -0.18, 0.18, generator).exp()
     turn = uniform(n, -math.pi / 12, math.pi / 12, generator)
@@ -45,8 +45,8 @@ def crop(images, size, may_flip, generator, area=(0.35, 1.0)):
     cosine, sine = turn.cos() * side, turn.sin() * side
     rows = [flip * cosine * squeeze, -sine / squeeze, shift_x, flip * sine * squeeze, cosine / squeeze, shift_y]
     theta = torch.stack(rows, dim=1).view(n, 2, 3)
-    window = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
-    return F.grid_sample(images, window, padding_mode="reflection", align_corners=False)
+    window = functional.affine_grid(theta, [n, 3, size, size], align_corners=False)
+    return functional.grid_sample(images, window, padding_mode="reflection", align_corners=False)
 
 
 def recolour(images, generator):
@@ -71,8 +71,8 @@ def coarsen(images, generator, share=0.25):
     chosen = chance(len(images), share, generator).nonzero().squeeze(1)
     for part in chosen.chunk(2):
         small = int(torch.randint(8, 25, (), generator=generator))
-        tiny = F.interpolate(images[part], (small, small), mode="area")
-        images[part] = F.interpolate(tiny, (size, size), mode="bicubic", align_corners=False)
+        tiny = functional.interpolate(images[part], (small, small), mode="area")
+        images[part] = functional.interpolate(tiny, (size, size), mode="bicubic", align_corners=False)
     return images
 
 

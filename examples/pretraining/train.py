@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn import functional
 
 from .augment import random_views
-from .generate import N_CLASSES, class_names
+from .canvas import N_CLASSES
+from .generate import class_names
 
 ARCHITECTURE = "resnet18"
 ARCHITECTURE_KWARGS = {
@@ -39,7 +40,8 @@ ARCHITECTURE_KWARGS = {
     "avg_down": True,
     "output_stride": 16,
 }
-VIEW_SIZES, VIEW_SHARES = (32, 48, 64), (0.4, 0.35, 0.25)
+VIEW_SIZES, VIEW_SHARES = (32, 48, 64), (0.5, 0.3, 0.2)
+"""Sides of the views in pixels, one drawn for each step, and how often."""
 
 
 class PretrainingNetwork(nn.Module):
@@ -70,7 +72,7 @@ class PretrainingNetwork(nn.Module):
     def forward(self, views):
         """Return the class scores and the unit-length projections of views."""
         embedding = self.backbone(views)
-        return self.classifier(embedding), F.normalize(self.projector(embedding).float(), dim=1)
+        return self.classifier(embedding), functional.normalize(self.projector(embedding).float(), dim=1)
 
 
 def contrastive_loss(projections, temperature=0.2):
@@ -91,7 +93,7 @@ def contrastive_loss(projections, temperature=0.2):
     similarity = projections @ projections.T / temperature
     similarity.fill_diagonal_(float("-inf"))
     partner = torch.arange(2 * n).roll(n)
-    return F.cross_entropy(similarity, partner)
+    return functional.cross_entropy(similarity, partner)
 
 
 def load_images(folder, n_images):
@@ -164,7 +166,7 @@ class Trainer:
         views, targets = self.draw_batch(pixels, labels)
         with torch.autocast("cpu", torch.bfloat16):
             scores, projections = self.network(views)
-        classes = F.cross_entropy(scores.float(), targets, label_smoothing=0.1)
+        classes = functional.cross_entropy(scores.float(), targets, label_smoothing=0.1)
         contrast = contrastive_loss(projections)
         self.optimizer.zero_grad()
         (classes + self.arguments.contrast * contrast).backward()
