@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Set
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image
@@ -189,8 +190,10 @@ def find_column(X):
     """
     if _is_a(X, "pandas", "DataFrame"):
         return _PositionalRows(X.iloc[:, 0]) if X.shape[1] == 1 else None
-    if _is_a(X, "pandas", "Series", "Index"):
-        return _PositionalRows(X.to_series() if _is_a(X, "pandas", "Index") else X)
+    if _is_a(X, "pandas", "Series"):
+        return _PositionalRows(X)
+    if _is_a(X, "pandas", "Index", "api.extensions.ExtensionArray"):
+        return X
     if _is_a(X, "polars", "DataFrame"):
         return X.to_series(0) if X.width == 1 else None
     if _is_a(X, "pyarrow", "Table", "RecordBatch"):
@@ -208,7 +211,7 @@ def find_column(X):
 def _is_a(X, module: str, *names: str) -> bool:
     """``isinstance`` for a library that is not imported for the question: without it X cannot be of its types."""
     library = sys.modules.get(module)
-    return library is not None and isinstance(X, tuple(getattr(library, name) for name in names))
+    return library is not None and isinstance(X, tuple(attrgetter(name)(library) for name in names))
 
 
 def _is_stream(X) -> bool:
@@ -218,9 +221,9 @@ def _is_stream(X) -> bool:
 def _is_array(X) -> bool:
     if isinstance(X, np.ndarray):
         return X.dtype.kind not in "OUST"
-    is_column = _is_a(X, "pandas", "DataFrame", "Series", "Index") or _is_a(X, "polars", "DataFrame", "Series")
-    is_sparse = hasattr(X, "tocsr")
-    return hasattr(X, "shape") and hasattr(X, "dtype") and hasattr(X, "__getitem__") and not is_column and not is_sparse
+    is_table = _is_a(X, "pandas", "DataFrame", "Series", "Index", "api.extensions.ExtensionArray")
+    is_table = is_table or _is_a(X, "polars", "DataFrame", "Series") or hasattr(X, "tocsr")
+    return hasattr(X, "shape") and hasattr(X, "dtype") and hasattr(X, "__getitem__") and not is_table
 
 
 def _is_image_array(X) -> bool:

@@ -22,7 +22,6 @@ from PIL import (
     GifImagePlugin,
     Image,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
@@ -40,7 +39,6 @@ _PLUGINS = (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, WebPImag
             BmpImagePlugin.BmpImageFile, GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile,
             PpmImagePlugin.PpmImageFile)  # fmt: skip
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
-_MULTI_PICTURE = MpoImagePlugin.MpoImageFile  # reached through JPEG
 _READABLE = ", ".join(_FORMATS)
 
 _ORIENTATION = 0x0112
@@ -54,7 +52,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _16_BIT_AS_I = ("PPM", "PNG")  # Pillow opens 16-bit grey of these as 32-bit integers, PNG up to version 10
-_pillow_lock = threading.Lock()  # a lazily opened image may stand in several rows, and loading changes it
+
+# The user's own image may stand in several rows, and loading it or reading its EXIF changes it. It cannot carry a lock,
+# nor be a key, so it takes one of these by its address.
+_image_locks = [threading.Lock() for _ in range(61)]
 
 
 def decode(data: bytes, max_pixels: int) -> tuple[np.ndarray, bool]:
@@ -102,7 +103,7 @@ def pillow_to_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
         RGB, upright, on white.
     """
     try:
-        with _pillow_lock:
+        with _image_locks[id(image) // 16 % len(_image_locks)]:
             _check_size(image, max_pixels)
             return _to_rgb(image)
     except RowError:
@@ -155,10 +156,19 @@ def _reduce_wide(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
+    elif image.mode == "RGB" and max(image.info["transparency"]) > 255:
+        image = _reduce_colour_key(image)
     image = image.convert("RGBA")
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image)
     return page
+
+
+def _reduce_colour_key(image: Image.Image) -> Image.Image:
+    """Follow Pillow, which keeps the upper byte of 16-bit colours, but not of the colour that is transparent."""
+    image = image.copy()
+    image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+    return image
 
 
 def _is_animated(image: Image.Image) -> bool:

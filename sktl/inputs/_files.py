@@ -54,16 +54,18 @@ def read_file(path: str | os.PathLike, root: str | None, max_bytes: int) -> byte
     try:
         resolved = text if root is None else _resolve_under(root, text)
         # Opening a device may act on it (a tape rewinds), so its kind is asked before, and again of what was opened.
-        _check_regular(os.stat(resolved), max_bytes)
-        descriptor = os.open(resolved, _OPEN_FLAGS)
-        with open(descriptor, "rb") as file:
-            _check_regular(os.fstat(descriptor), max_bytes)
-            data = file.read(max_bytes + 1)
+        # Kernel files claim 0 bytes and some of them block: they are refused by their length.
+        _check_regular(os.stat(resolved))
+        with open(os.open(resolved, _OPEN_FLAGS), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            _check_regular(status)
+            _check_length(status.st_size, max_bytes)
+            data = file.read(status.st_size + 1)
     except OSError as error:
         raise RowError(_explain(error, text, root)) from error
     except ValueError as error:
         raise RowError(f"not a valid path ({error})") from error
-    if not data or len(data) > max_bytes:
+    if len(data) != status.st_size:
         raise RowError("the file changed while it was read")
     return data
 
@@ -87,15 +89,17 @@ def read_stream(stream, max_bytes: int) -> bytes:
         with _stream_lock:
             position = stream.tell()
             try:
+                length = stream.seek(0, os.SEEK_END)
+                _check_length(length, max_bytes)
                 stream.seek(0)
-                data = stream.read(max_bytes + 1)
+                data = stream.read(length)
             finally:
                 stream.seek(position)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RowError(f"a file object that cannot be read ({error})") from error
-    if isinstance(data, str):
-        raise RowError("a file object opened as text; open it in mode 'rb'")
-    return check_data(data, max_bytes)
+    if not isinstance(data, bytes):
+        raise RowError(f"a file object that gives {type(data).__name__}, not bytes; open it in mode 'rb'")
+    return data
 
 
 def check_data(data, max_bytes: int) -> bytes:
@@ -118,13 +122,12 @@ def check_data(data, max_bytes: int) -> bytes:
     return data
 
 
-def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+def _check_regular(status: os.stat_result) -> None:
     for is_kind, kind in _KINDS:
         if is_kind(status.st_mode):
             raise RowError(f"{kind}, not a regular file")
     if not stat.S_ISREG(status.st_mode):
         raise RowError("not a regular file")
-    _check_length(status.st_size, max_bytes)
 
 
 def _check_length(n_bytes: int, max_bytes: int) -> None:

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 from PIL import Image
@@ -146,7 +147,8 @@ class Rows:
         RowError
             If it cannot be read, or is not an image.
         """
-        return _open_row(self._item(index), self.label(index), self._reading)
+        item = self._item(index)
+        return _open_row(item, self._label(index, item), self._reading)
 
     def label(self, index: int) -> str:
         """Name a row as the user knows it.
@@ -161,12 +163,11 @@ class Rows:
         label : str
             Its position in X, also after :meth:`take`, and its path where it has one.
         """
-        place = f"row {self._positions[index]}"
         try:
-            name = _name(self._item(index))
+            item = self._item(index)
         except RowError:
-            return place
-        return place if name is None else f"{place} ({_shorten(name)!r})"
+            item = None
+        return self._label(index, item)
 
     def take(self, indices) -> "Rows":
         """Choose rows.
@@ -185,6 +186,11 @@ class Rows:
         if indices.size == 0 and indices.dtype.kind != "b":
             indices = indices.astype(np.intp)
         return Rows(self._source, self._reading, self._positions[indices])
+
+    def _label(self, index: int, item) -> str:
+        name = _name(item)
+        place = f"row {self._positions[index]}"
+        return place if name is None else f"{place} ({_shorten(name)!r})"
 
     def _item(self, index: int):
         position = int(self._positions[index])
@@ -239,26 +245,31 @@ def open_rows(X, *, channels: str | None = None, root=None, max_pixels: int = MA
         raise InputError(f"The 'channels' parameter must be 'first', 'last' or None, got {channels!r} instead.")
     if root is not None and not os.path.isdir(root):
         raise InputError(f"The 'root' parameter must be an existing folder, got {root!r} instead.")
+    if not isinstance(max_pixels, Integral) or max_pixels < 1:
+        raise InputError(f"The 'max_pixels' parameter must be an int above 0, got {max_pixels!r} instead.")
     source = find_rows(X, channels)
     if len(source) == 0:
         raise InputError("X holds no rows; at least one is needed.")
     if isinstance(source, ArrayRows):
         channels = source.channels
-    rows = Rows(source, _Reading(channels, None if root is None else os.fspath(root), max_pixels))
+    rows = Rows(source, _Reading(channels, None if root is None else os.fsdecode(root), int(max_pixels)))
     _check_first(rows)
     return rows
 
 
 def _check_first(rows: Rows) -> None:
-    """Refuse at once what no row of X will survive; what a single row is wrong with, its reader will say."""
+    """Refuse at once what is wrong with X as a whole; what is wrong with one row shows when it is read."""
     try:
         item = rows._item(0)
-        if isinstance(item, str):
+    except RowError:
+        return
+    if isinstance(item, str):
+        try:
             refuse_url(item)
-    except RowError as error:
-        raise InputError(f"{rows.label(0)} of X: {error}") from error
+        except RowError as error:
+            raise InputError(f"{rows.label(0)} of X: {error}") from None
     if not is_missing(item) and not is_image(item):
-        raise InputError(f"rows of X must be {_EXPECTED}, {rows.label(0)} is {_describe(item)}.")
+        raise InputError(f"Rows of X must be {_EXPECTED}, {rows.label(0)} is {_describe(item)}.")
 
 
 _EXPECTED = "paths, bytes, binary file objects, Pillow images or arrays"
