@@ -7,13 +7,14 @@ Usage::
 
     python -m examples.pretraining.evaluate
     python -m examples.pretraining.evaluate --data some/folder --max-train 500 --max-test 300
-    python -m examples.pretraining.evaluate --fine-tune
+    python -m examples.pretraining.evaluate --fine-tune --measure
 
 A folder given by ``--data`` holds ``train/<class>/*`` and ``test/<class>/*``.
 """
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,44 @@ def print_table(title, scores):
         print(f"| {name} | {probe:.3f} | {neighbours:.3f} |", flush=True)
 
 
+def print_fine_tuning(digits, weights):
+    """Print, for few digits and few epochs, how fine-tuning compares with training from scratch."""
+    print("\nall weights trained on digits, 32 x 32 pixels\n\n| digits | epochs | pretrained | from scratch |")
+    print("|---|---|---|---|")
+    train, test, train_labels, test_labels = digits
+    for count, epochs in ((100, 5), (100, 10), (898, 1), (898, 3)):
+        task = (train[:count], test, train_labels[:count], test_labels)
+        accuracies = [fine_tune(weights, pretrained, task, epochs) for pretrained in (True, False)]
+        print("| {} | {} | {:.3f} | {:.3f} |".format(count, epochs, *accuracies), flush=True)
+
+
+def multiply_adds(network, size):
+    """Count the multiply-adds of all convolutions for one image, in millions."""
+    counts = []
+
+    def count(module, _, output):
+        counts.append(output.numel() * module.weight[0].numel())
+
+    handles = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    embed(network, torch.zeros(1, 3, size, size))
+    for handle in handles:
+        handle.remove()
+    return sum(counts) / 1e6
+
+
+def print_cost(network, size, n_images=500):
+    """Print the size of the network and its speed, in float32, at the threads chosen."""
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    print(f"\n{n_parameters / 1e6:.2f} million parameters")
+    for side in (32, size, 96):
+        inputs = torch.zeros(n_images, 3, side, side)
+        embed(network, inputs[:100])
+        start = time.perf_counter()
+        embed(network, inputs)
+        speed = n_images / (time.perf_counter() - start)
+        print(f"{side} x {side}: {multiply_adds(network, side):.1f} million multiply-adds, {speed:.0f} images/s")
+
+
 def build_parser():
     """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,6 +237,7 @@ def build_parser():
     parser.add_argument("--max-test", type=int, default=1_000, help="images per folder (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side of the input (default: %(default)s)")
     parser.add_argument("--fine-tune", action="store_true", help="also fine-tune on digits, and train from scratch")
+    parser.add_argument("--measure", action="store_true", help="also count multiply-adds and measure the speed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     return parser
 
@@ -213,11 +253,9 @@ def main():
         task = folder_task(folder, arguments.max_train, arguments.max_test)
         print_table(Path(folder).name, compare(task, arguments.weights, arguments.size))
     if arguments.fine_tune:
-        print("\nfine-tuning on 100 digits, 32 x 32 pixels\n\n| epochs | pretrained | from scratch |\n|---|---|---|")
-        few = (digits[0][:100], digits[1], digits[2][:100], digits[3])
-        for epochs in (2, 5, 10):
-            accuracies = [fine_tune(arguments.weights, pretrained, few, epochs) for pretrained in (True, False)]
-            print("| {} | {:.3f} | {:.3f} |".format(epochs, *accuracies), flush=True)
+        print_fine_tuning(digits, arguments.weights)
+    if arguments.measure:
+        print_cost(build_network(arguments.weights), arguments.size)
 
 
 if __name__ == "__main__":
