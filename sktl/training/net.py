@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EpochTimer, GradientNormClipping, LRScheduler, PassthroughScoring
+from skorch.callbacks import Callback, EpochTimer, GradientNormClipping, LRScheduler, PassthroughScoring, PrintLog
 from skorch.helper import predefined_split
 from torch import nn
 
@@ -41,6 +41,7 @@ class TransferNet(NeuralNetClassifier):
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring(name="valid_loss")),
+            ("print_log", PrintLog()),
         ]
 
     def get_params_for_optimizer(self, prefix, named_parameters):
@@ -139,7 +140,13 @@ def make_net(
     return TransferNet(network, strategy=strategy, **{**settings, **(net_params or {})})
 
 
-def train(net: TransferNet, data: TrainingData, valid: TrainingData | None, seed: int) -> None:
+def train(
+    net: TransferNet,
+    data: TrainingData,
+    valid: TrainingData | None,
+    seed: int,
+    callbacks: Sequence[tuple[str, Callback]] = (),
+) -> None:
     """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
 
     Parameters
@@ -152,6 +159,8 @@ def train(net: TransferNet, data: TrainingData, valid: TrainingData | None, seed
         Rows to measure on after each epoch.
     seed : int
         Decides shuffling, dropout and whatever else is random.
+    callbacks : sequence of (str, skorch callback), default=()
+        For this run alone.
     """
     generator = torch.Generator().manual_seed(seed)
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
@@ -160,6 +169,7 @@ def train(net: TransferNet, data: TrainingData, valid: TrainingData | None, seed
         train_split=predefined_split(valid) if valid is not None else None,
         callbacks=[
             *net.callbacks,
+            *callbacks,
             ("clip", GradientNormClipping(1.0)),
             ("schedule", LRScheduler("LambdaLR", lr_lambda=warmup_cosine(n_steps), step_every="batch", event_name="lr")),
         ],

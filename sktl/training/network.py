@@ -86,8 +86,10 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
     Returns
     -------
     network : Network
-        On the CPU, in eval mode.
+        On the CPU, in eval mode. A backbone that is not trained stays shared.
     """
+    if not strategy.trains_backbone:
+        return assemble(backbone.module, backbone, n_outputs, strategy.updates_batch_norm).eval()
     with private_torch_rng(seed):
         module = build_from_recipe(backbone.recipe)
         if strategy.starts_pretrained:
@@ -109,3 +111,35 @@ def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batc
     nn.init.zeros_(head.bias)
     config: dict[str, Any] = backbone.data_config
     return Network(module, head, config["mean"], config["std"], updates_batch_norm)
+
+
+def trained_backbone(backbone: Backbone, network: Network) -> Backbone:
+    """Freeze what a network's backbone has become, as a backbone of its own.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        What training started from.
+    network : Network
+        After training; its backbone is shared with the result.
+    """
+    network.cpu().eval()
+    return Backbone.from_module(backbone.name, network.backbone, backbone.recipe, backbone.data_config)
+
+
+def restore_network(backbone: Backbone, strategy, head_state: dict[str, Any]) -> Network:
+    """Put a saved head back on a backbone.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        As it was after training; shared with the result.
+    strategy : Strategy
+        The one that trained it.
+    head_state : dict of str to ndarray
+        State of the head.
+    """
+    state = {name: torch.from_numpy(value) for name, value in head_state.items()}
+    network = assemble(backbone.module, backbone, len(state["bias"]), strategy.updates_batch_norm)
+    network.head.load_state_dict(state)
+    return network.eval()

@@ -1,0 +1,125 @@
+"""What the estimators share: reading X, loading the backbone, computing embeddings."""
+
+import os
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
+from torch import nn
+
+from sktl.backbones import Backbone, load_backbone
+from sktl.embedding import default_store, embed
+open_store = lambda memory: None  # noqa: E731 TEMP
+from sktl.exceptions import InputError
+from sktl.inputs import StripRows, holds_images, open_rows
+
+SHARED_CONSTRAINTS: dict[str, list] = {
+    "backbone": [str, nn.Module],
+    "weights": [str, os.PathLike, Mapping, None],
+    "data_config": [Mapping, None],
+    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
+    "image_shape": [tuple, list, None],
+    "channels": [StrOptions({"first", "last"}), None],
+    "root": [str, os.PathLike, None],
+    "device": [str, torch.device],
+    "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+    "memory": [str, os.PathLike, joblib.Memory, None],
+    "verbose": ["verbose"],
+}
+
+
+class ImageEstimator(BaseEstimator):
+    """Read X, whatever its form, and turn its rows into embeddings.
+
+    Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they are, others
+    brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of grey, standardised by the
+    mean and the standard deviation of all values seen in ``fit``.
+    """
+
+    def _load_backbone(self) -> Backbone:
+        return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
+
+    def _check_X(self, X, *, reset: bool, **checks: Any):
+        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which it is."""
+        if holds_images(X):
+            kind = "images"
+            self._check_columns(X, reset)
+        elif isinstance(X, (list, tuple)) and len(X) == 0:
+            raise InputError("X is empty: at least one row is required.")
+        else:
+            kind = "numbers"
+            X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
+        if reset:
+            self.input_kind_ = kind
+        elif kind != self.input_kind_:
+            raise InputError(
+                f"X holds {kind}, but {type(self).__name__} was fitted on {self.input_kind_}; give the same form of input as in fit."
+            )
+        return X
+
+    def _check_columns(self, X, reset: bool) -> None:
+        """Let a frame of one column of images have scikit-learn's names; other containers have none."""
+        if reset:
+            for attribute in ("n_features_in_", "feature_names_in_"):
+                self.__dict__.pop(attribute, None)
+        if hasattr(X, "columns"):
+            _check_feature_names(self, X, reset=reset)
+            if reset:
+                self.n_features_in_ = 1
+
+    def _learn_scaling(self, X, sample_weight=None) -> None:
+        """Learn from a table how its numbers become pixels; images bring their own scale."""
+        self.offset_, self.scale_ = 0.0, 1.0
+        if self.input_kind_ == "images":
+            return
+        if self.image_shape is not None:
+            self._check_image_shape(X)
+            if X.dtype != np.uint8:
+                self.offset_ = float(X.min())
+                self.scale_ = float(X.max()) - self.offset_ or 1.0
+            return
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        values = X.astype(np.float64)
+        self.offset_ = float(np.average(values.mean(axis=1), weights=weight))
+        variance = float(np.average(((values - self.offset_) ** 2).mean(axis=1), weights=weight))
+        self.scale_ = variance**0.5 or 1.0
+
+    def _check_image_shape(self, X) -> None:
+        shape = tuple(self.image_shape)
+        if len(shape) not in (2, 3) or int(np.prod(shape)) != X.shape[1]:
+            raise InputError(
+                f"The 'image_shape' parameter must be (height, width) or (height, width, channels) with a product of {X.shape[1]}, "
+                f"the number of columns of X; got {self.image_shape!r} instead."
+            )
+
+    def _open_rows(self, X, backbone: Backbone):
+        """Return the rows of a checked X."""
+        if self.input_kind_ == "images":
+            return open_rows(X, channels=self.channels, root=self.root)
+        if self.image_shape is None:
+            return StripRows((X.astype(np.float64) - self.offset_) / self.scale_, backbone.data_config["input_size"])
+        pixels = X
+        if X.dtype != np.uint8 or self.scale_ != 1.0:
+            pixels = np.rint(((X.astype(np.float64) - self.offset_) / self.scale_).clip(0, 1) * 255).astype(np.uint8)
+        shape = (*self.image_shape, 1) if len(self.image_shape) == 2 else tuple(self.image_shape)
+        return open_rows(pixels.reshape(len(X), *shape), channels="last")
+
+    def _embed(self, rows, backbone: Backbone, **options: Any) -> np.ndarray:
+        """Compute embeddings of shape (n, width), float32, or find them in a store."""
+        disk = open_store(self.memory)
+        stores = [default_store()] if disk is None else [default_store(), disk]
+        return embed(
+            rows, backbone.view, device=self.device, dtype=self.dtype, stores=stores, verbose=int(self.verbose), **options
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.three_d_array = True
+        return tags

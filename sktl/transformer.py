@@ -1,0 +1,167 @@
+"""A frozen pretrained network as a scikit-learn transformer."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sktl._base import SHARED_CONSTRAINTS, ImageEstimator
+
+
+class PretrainedFeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
+    """Turn images into embeddings with a pretrained network that is never trained.
+
+    Each image goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of the image's
+    content, so that the folds and candidates of a grid search find them there.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module, default="sktl/tiny"
+        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`), ``"hf-hub:org/name"``,
+        ``"local-dir:/path"``, or a network of your own, which is copied.
+    weights : "pretrained", path, state dict or None, default="pretrained"
+        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file, or a random start.
+    data_config : dict, default=None
+        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
+    image_size : int or (int, int), default=None
+        Height and width in pixels to which images are brought; None takes the backbone's own.
+    image_shape : (int, int) or (int, int, int), default=None
+        Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened.
+        Without it such a row is read as a strip of grey.
+    channels : {"first", "last"}, default=None
+        Layout of arrays, where their shape does not tell.
+    root : path-like, default=None
+        Folder that relative paths in X start from, and that no path may leave.
+    batch_size : int or "auto", default="auto"
+        Images per forward pass. It has no influence on the embeddings.
+    device : str or torch.device, default="auto"
+        Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Precision inside the network; "auto" takes bfloat16 where the hardware has it, else float32. Embeddings are float32.
+    memory : path-like or joblib.Memory, default=None
+        A folder in which embeddings are kept, shared by processes and sessions.
+    on_error : {"raise", "nan"}, default="raise"
+        Whether images that cannot be read raise one error that names them all, or become rows of NaN.
+    verbose : int, default=0
+        From 1 on, a progress bar is shown.
+
+    Attributes
+    ----------
+    backbone_ : Backbone
+        The loaded network, shared inside the process.
+    input_kind_ : {"images", "numbers"}
+        What X held in ``fit``.
+    n_features_in_ : int
+        Number of columns of X, where it had columns.
+    feature_names_in_ : ndarray of str
+        Names of the columns of X, where it was a frame.
+
+    See Also
+    --------
+    FineTuneClassifier : Trains a head, or the network itself.
+
+    Notes
+    -----
+    ``fit`` loads the backbone and, for rows of numbers, learns how they become pixels; it computes no embedding.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sktl import PretrainedFeatureTransformer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> embed = PretrainedFeatureTransformer(image_shape=(8, 8), image_size=32)
+    >>> model = make_pipeline(embed, LogisticRegression(max_iter=1000)).fit(X[:200], y[:200])
+    >>> model.predict(X[200:203]).shape
+    (3,)
+    """
+
+    _parameter_constraints: dict = {
+        **SHARED_CONSTRAINTS,
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "on_error": [StrOptions({"raise", "nan"})],
+    }
+
+    def __init__(
+        self,
+        backbone="sktl/tiny",
+        *,
+        weights="pretrained",
+        data_config=None,
+        image_size=None,
+        image_shape=None,
+        channels=None,
+        root=None,
+        batch_size="auto",
+        device="auto",
+        dtype="auto",
+        memory=None,
+        on_error="raise",
+        verbose=0,
+    ):
+        self.backbone = backbone
+        self.weights = weights
+        self.data_config = data_config
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.channels = channels
+        self.root = root
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.memory = memory
+        self.on_error = on_error
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Load the backbone.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            Paths, bytes, PIL images or arrays; one row per image.
+        y : ignored
+            Present for the sake of Pipelines.
+
+        Returns
+        -------
+        self : PretrainedFeatureTransformer
+            Fitted.
+        """
+        X = self._check_X(X, reset=True)
+        self.backbone_ = self._load_backbone()
+        self._n_features_out = self.backbone_.width
+        self._learn_scaling(X)
+        return self
+
+    def transform(self, X) -> np.ndarray:
+        """Compute embeddings.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, width), float32
+            One row per row of X.
+
+        Raises
+        ------
+        InputError
+            If rows cannot be read and ``on_error="raise"``.
+        """
+        check_is_fitted(self)
+        X = self._check_X(X, reset=False)
+        rows = self._open_rows(X, self.backbone_)
+        return self._embed(rows, self.backbone_, batch_size=self.batch_size, on_error=self.on_error)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
