@@ -53,7 +53,7 @@ class BufferPool:
 class Batch:
     """Rows that pass through the network together.
 
-    Several threads fill it; the one that fills the last slot learns so from :meth:`finish_group` and runs it.
+    Several threads fill it; the one that finishes the last group learns so, and runs it.
 
     Parameters
     ----------
@@ -65,31 +65,36 @@ class Batch:
 
     pool : BufferPool
         Where the input buffer comes from.
+
+    Attributes
+    ----------
+    groups : list of range
+        The slots of each decoding task.
+
+    done : Future
+        Of what the network gives.
+
+    failed : set of int
+        Slots whose row cannot be embedded.
     """
 
     def __init__(self, items, group_size, pool):
         self.items = items
-        self.groups = [range(i, min(i + group_size, len(items))) for i in range(0, len(items), group_size)]
+        self.groups = list(chunks(range(len(items)), group_size))
         self.done = Future()
-        self.failures = {}
-        self.buffer = None
-        self._view = None
+        self.failed = set()
         self._pool = pool
         self._lock = threading.Lock()
         self._groups_left = len(self.groups)
+        self._buffer = self._array = None
 
     def fill(self, slot, array):
         """Copy one row's array into its slot."""
-        if self.buffer is None:
+        if self._buffer is None:
             self._allocate(array)
-        if array.shape != self._view.shape[1:]:
-            raise ValueError(f"All rows must have one shape, got {array.shape} after {self._view.shape[1:]}.")
-        self._view[slot] = array
-
-    def fail(self, slot, reason):
-        """Record why a row cannot be embedded; its slot is computed as zeros and thrown away."""
-        with self._lock:
-            self.failures[slot] = reason
+        if array.shape != self._array.shape[1:]:
+            raise ValueError(f"All rows must have one shape, got {array.shape} after {self._array.shape[1:]}.")
+        self._array[slot] = array
 
     def finish_group(self):
         """Count one decoded group; True for the last of the batch."""
@@ -97,30 +102,36 @@ class Batch:
             self._groups_left -= 1
             return self._groups_left == 0
 
+    def set_exception(self, error):
+        """Fail as a whole; the first error counts."""
+        with self._lock:
+            if not self.done.done():
+                self.done.set_exception(error)
+
     def good_slots(self):
         """Slots that hold a row, in order."""
-        return [slot for slot in range(len(self.items)) if slot not in self.failures]
+        return [slot for slot in range(len(self.items)) if slot not in self.failed]
 
     def padded(self):
-        """The full input buffer, zeros where no row is."""
-        for slot in self.failures:
-            self._view[slot] = 0
-        self._view[len(self.items) :] = 0
-        return self.buffer
+        """The whole input buffer, zeros where no row is."""
+        for slot in self.failed:
+            self._array[slot] = 0
+        self._array[len(self.items) :] = 0
+        return self._buffer
 
     def release(self):
-        """Return the buffer and forget the rows with their bytes."""
-        if self.buffer is not None:
-            self._pool.give_back(self.buffer)
-        self.buffer = self._view = None
+        """Return the buffer, and forget the rows with their bytes."""
+        if self._buffer is not None:
+            self._pool.give_back(self._buffer)
+        self._buffer = self._array = None
         self.items = []
 
     def _allocate(self, like):
         with self._lock:
-            if self.buffer is None:
+            if self._buffer is None:
                 buffer = self._pool.take(like)
-                self._view = buffer.numpy()
-                self.buffer = buffer
+                self._array = buffer.numpy()
+                self._buffer = buffer
 
 
 def chunks(sequence, size):

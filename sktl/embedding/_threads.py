@@ -1,11 +1,11 @@
 """How many threads, and how they are kept from getting in each other's way.
 
 Nothing global changes: OpenMP keeps the size of its teams per calling thread, so limiting it inside a thread of our own
-limits that thread only, and ends with it. (``torch.set_num_threads`` would change the size for every thread started later.)
+limits that thread only, and ends with it. (``torch.set_num_threads`` would also change what threads started later get.)
 """
 
 import functools
-import os
+from typing import NamedTuple
 
 import joblib
 import torch
@@ -15,24 +15,43 @@ from threadpoolctl import ThreadpoolController
 _MAX_LANES = 8
 
 
-def usable_cores():
-    """Cores this process may use: its affinity, container and joblib limits, and what torch was told."""
-    return max(1, min(joblib.cpu_count(), torch.get_num_threads()))
+class CpuShare(NamedTuple):
+    """How the cores of this process are divided.
+
+    Attributes
+    ----------
+    cores : int
+        All that may be used.
+
+    lanes : int
+        Forward passes that run side by side.
+
+    threads : int
+        Threads of each.
+    """
+
+    cores: int
+    lanes: int
+    threads: int
 
 
-def cpu_lanes(cores):
-    """Forward passes that run side by side on a CPU."""
-    return min(cores, _MAX_LANES)
+def cpu_share():
+    """Divide the cores that this process may use: within its affinity, container, joblib's limits, and torch's.
+
+    Returns
+    -------
+    share : CpuShare
+        The same for every call of a process, so that results do not depend on the size of the call.
+    """
+    cores = max(1, min(joblib.cpu_count(), torch.get_num_threads()))
+    lanes = min(cores, _MAX_LANES)
+    return CpuShare(cores, lanes, cores // lanes)
 
 
-def start_lane(device):
-    """Prepare a new thread of the pool: on a CPU, its torch operations take its share of the cores."""
-    if device.type != "cpu":
-        return
-    cores = (
-        torch.get_num_threads()
-    )  # also makes torch initialise OpenMP in this thread, which would undo a limit set before
-    _openmp().limit(limits=max(1, cores // cpu_lanes(usable_cores())))
+def limit_openmp(threads):
+    """Limit the parallel regions of the calling thread, which must be one of our own."""
+    torch.get_num_threads()  # makes torch initialise OpenMP in this thread, which would undo a limit set before
+    _openmp().limit(limits=threads)
 
 
 @functools.cache

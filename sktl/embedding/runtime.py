@@ -1,9 +1,29 @@
-"""What runs a backbone: a private copy of its module, prepared for one device and precision."""
+"""What runs a backbone: programs made from a private copy of its module, checked against the module itself."""
 
 import copy
+import functools
+import importlib.util
+import os
+import threading
+from collections import OrderedDict
 
 import torch
 from torch import nn
+
+from sktl._deps import import_extra
+from sktl.embedding import _fusion
+from sktl.exceptions import SktlWarning
+
+RUNTIMES = ("torch", "compile", "openvino")
+# Prepared networks kept for the next call, and shapes of input of each; every one holds weights of its own.
+_MAX_RUNNERS = 4
+_MAX_PROGRAMS = 4
+_CHECK_ROWS = 2
+_MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.999, torch.float16: 0.999}
+
+
+class PrecisionWarning(SktlWarning):
+    """A network is run in float32 by torch, because what was asked for changes its embeddings too much."""
 
 
 class PixelsToEmbedding(nn.Module):
@@ -29,46 +49,310 @@ class PixelsToEmbedding(nn.Module):
 
     def forward(self, batch):
         if batch.dtype == torch.uint8:
-            batch = torch.addcmul(self.shift, batch.to(torch.float32), self.scale).permute(0, 3, 1, 2)
+            batch = (batch.to(torch.float32) * self.scale + self.shift).permute(0, 3, 1, 2)
         return self.network(batch)
 
 
 class Runner:
-    """Calls a prepared network on padded batches.
+    """Runs a view's network on batches; for each shape of input a program is made once, and checked.
+
+    Parameters
+    ----------
+    view : FeatureView
+        What to run. Its module is copied, never changed.
+
+    device : torch.device
+        Where to run it.
+
+    dtype : torch.dtype
+        Precision to aim at.
+
+    runtime : {"torch", "compile", "openvino"}
+        What to run it with.
+
+    mean, std : sequence of 3 float
+        Of the channels, for pixels in [0, 1].
+
+    share : CpuShare
+        How the cores are divided, if the device is a CPU.
 
     Attributes
     ----------
     batch_limit : int or None
         The largest batch that fitted into memory, once a larger one did not.
+
+    complaint : str or None
+        Why another precision or runtime than the one asked for is used.
     """
 
-    def __init__(self, module, device, dtype):
-        self.module = module
-        self.device = device
-        self.dtype = dtype
+    def __init__(self, view, device, dtype, runtime, mean, std, share):
+        self.view, self.device, self.dtype, self.runtime = view, device, dtype, runtime
+        self.mean, self.std, self.share = mean, std, share
         self.batch_limit = None
+        self.complaint = None
+        self._programs = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, batch, exact=False):
+        """Compute embeddings.
+
+        Parameters
+        ----------
+        batch : Tensor
+            On the CPU: uint8 (n, height, width, 3), or float32 (n, 3, height, width).
+
+        exact : bool, default=False
+            Whether to compute in float32, whatever the precision aimed at.
+
+        Returns
+        -------
+        embeddings : Tensor of shape (n, width), dtype float32
+            On the device, perhaps not computed yet.
+        """
+        key = (tuple(batch.shape), batch.dtype, exact)
+        program = self._programs.get(key)
+        if program is None:
+            with self._lock:
+                program = self._programs.get(key)
+                if program is None:
+                    program = self._make_program(key)
+                    while len(self._programs) >= _MAX_PROGRAMS:
+                        del self._programs[next(iter(self._programs))]
+                    self._programs[key] = program
+        return program(batch)
+
+    def _make_program(self, key):
+        """The first candidate that agrees with the module itself."""
+        shape, dtype, exact = key
+        *candidates, last_resort = self._candidates(dtype, exact)
+        if candidates:
+            batch, reference = self._check_batch(shape, dtype)
+        for make, precision in candidates:
+            try:
+                program = make(self, batch, precision)
+                cosine = _least_cosine(program(batch)[:_CHECK_ROWS].cpu(), reference)
+            except Exception as error:
+                # Tracers and compilers may fail on any network in any way; the next candidate asks less of them.
+                if is_out_of_memory(error):
+                    raise
+                reason = f"fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                continue
+            if cosine >= _MIN_COSINE[precision]:
+                return program
+            reason = f"changes them (cosine to float32: {cosine:.4f})"
+        make, precision = last_resort
+        if candidates and (self.runtime, self.dtype) != ("torch", torch.float32):
+            asked = f"runtime={self.runtime!r} with dtype={str(self.dtype).removeprefix('torch.')!r}"
+            self.complaint = f"The embeddings are computed by torch in float32, because {asked} {reason}."
+        return make(self, None, precision)
+
+    def _candidates(self, dtype, exact):
+        """Makers of programs with their precision, the fastest first; the last needs no check."""
+        candidates = [(_torch_program, torch.float32)]
+        if exact:
+            return candidates
+        maker = {"torch": _torch_program, "compile": _compiled_program, "openvino": _openvino_program}[self.runtime]
+        if (maker, self.dtype) not in candidates:
+            candidates.insert(0, (maker, self.dtype))
+        if self.runtime == "torch" and dtype == torch.uint8 and _fusion.is_fusable(self.view.module):
+            candidates.insert(0, (_fused_program, self.dtype))
+        return candidates
+
+    def _check_batch(self, shape, dtype):
+        """A fixed batch of the shape, and what the untouched module gives for its first rows."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand((shape[0], *(-(-side // 8) for side in shape[1:])), generator=generator)
+        for axis, side in enumerate(shape[1:], start=1):  # blotches with fine noise: nearer to pictures than noise is
+            coarse = coarse.repeat_interleave(8, dim=axis).narrow(axis, 0, side)
+        batch = 0.7 * coarse + 0.3 * torch.rand(shape, generator=generator)
+        batch = (255 * batch).to(torch.uint8) if dtype == torch.uint8 else 4 * batch - 2
+        module = PixelsToEmbedding(self.view.module, self.mean, self.std)
+        with torch.inference_mode():
+            return batch, module(batch[:_CHECK_ROWS]).to(torch.float32)
+
+
+# Programs: callables from a batch on the CPU to embeddings on the device --------------------------------------------
+
+
+def _torch_program(runner, batch, dtype):
+    network = _copied_network(runner).to(dtype)
+    return _Eager(runner, network, dtype)
+
+
+def _fused_program(runner, batch, dtype):
+    network = _copied_network(runner)
+    example = torch.zeros(_nchw(batch), device=runner.device).to(memory_format=torch.channels_last)
+    return _Eager(runner, _fusion.fuse(network, example, dtype), dtype)
+
+
+def _compiled_program(runner, batch, dtype):
+    network = _copied_network(runner).to(dtype)
+    options = {"freezing": True}
+    if runner.device.type == "cpu":
+        options["cpp.threads"] = runner.share.threads
+    return _Eager(runner, torch.compile(network, dynamic=False, options=options), dtype)
+
+
+class _Eager:
+    """Normalisation on the device, then a torch callable."""
+
+    def __init__(self, runner, network, dtype):
+        self.network, self.device, self.dtype = network, runner.device, dtype
+        module = PixelsToEmbedding(nn.Identity(), runner.mean, runner.std).to(runner.device)
+        self.scale, self.shift = module.scale, module.shift
+        self._constants = {}
 
     def __call__(self, batch):
-        """Float32 embeddings on the device, for a batch on the CPU."""
-        batch = batch.to(self.device, non_blocking=True)
-        if batch.dtype == torch.uint8:
-            batch = torch.addcmul(self.module.shift, batch.to(torch.float32), self.module.scale).permute(0, 3, 1, 2)
-        return self.module.network(batch.to(self.dtype)).to(torch.float32)
+        with torch.inference_mode():
+            inputs = batch.to(self.device, non_blocking=True)
+            if inputs.dtype == torch.uint8:
+                inputs = self._normalised(inputs).permute(0, 3, 1, 2)
+            else:
+                inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            return self.network(inputs).to(torch.float32)
+
+    def _normalised(self, pixels):
+        if self.device.type != "cpu":
+            return torch.addcmul(self.shift, pixels.to(torch.float32), self.scale).to(self.dtype)
+        # One picture at a time stays in the core's cache, and constants as large as it spare the broadcasting over a
+        # last axis of 3: an eighth of the time of the single expression.
+        scale, shift = self._full_size(pixels.shape[1:])
+        result = torch.empty(pixels.shape, dtype=self.dtype)
+        for row, out in zip(pixels, result, strict=True):
+            torch.addcmul(shift, row.to(torch.float32), scale, out=out) if self.dtype == torch.float32 else out.copy_(
+                torch.addcmul(shift, row.to(torch.float32), scale)
+            )
+        return result
+
+    def _full_size(self, shape):
+        if shape not in self._constants:
+            self._constants[shape] = tuple(value.expand(shape).contiguous() for value in (self.scale, self.shift))
+        return self._constants[shape]
 
 
-def prepare(view, device, dtype, runtime):
-    """A runner for `view`; its module is copied, never changed."""
-    network = copy.deepcopy(view.module).eval().requires_grad_(False)
-    network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    module = PixelsToEmbedding(network, view.data_config["mean"], view.data_config["std"]).to(device)
-    return Runner(module, device, dtype)
+def _openvino_program(runner, batch, dtype):
+    """OpenVINO reads uint8 and normalises by itself, one stream of execution per lane."""
+    openvino = import_extra("openvino", extra="openvino", caller='runtime="openvino"')
+    module = PixelsToEmbedding(_copied_network(runner), runner.mean, runner.std).eval()
+    with torch.no_grad():
+        exported = torch.export.export(module, (batch,), strict=False)
+    config = {
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype],
+        "NUM_STREAMS": str(runner.share.lanes),
+        "INFERENCE_NUM_THREADS": str(runner.share.cores),
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    compiled = _openvino_core().compile_model(openvino.convert_model(exported), "CPU", config)
+    local = threading.local()
+
+    def program(batch):
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        # A copy: the request writes its next result to the same memory.
+        return torch.from_numpy(local.request.infer([batch.numpy()], share_inputs=True)[0].copy())
+
+    return program
+
+
+@functools.cache
+def _openvino_core():
+    return import_extra("openvino", extra="openvino", caller='runtime="openvino"').Core()
+
+
+def _copied_network(runner):
+    network = copy.deepcopy(runner.view.module).eval().requires_grad_(False)
+    return network.to(device=runner.device, memory_format=torch.channels_last)
+
+
+def _nchw(batch):
+    n, height, width, channels = batch.shape
+    return (n, channels, height, width)
+
+
+def _least_cosine(rows, reference):
+    if not torch.isfinite(rows).all():
+        return float("nan")
+    return torch.cosine_similarity(rows.double(), reference.double(), dim=1).min().item()
+
+
+def is_out_of_memory(error):
+    """Whether an exception of torch says that memory did not suffice, on any device."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+
+
+# The runners of the process -----------------------------------------------------------------------------------------
+
+
+class RunnerCache:
+    """The most recently used runners, shared by all threads of the process.
+
+    Parameters
+    ----------
+    max_runners : int
+        How many are kept.
+    """
+
+    def __init__(self, max_runners=_MAX_RUNNERS):
+        self.max_runners = max_runners
+        self.reset()
+
+    def reset(self):
+        """Start anew: also in a forked child, where a lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
+        self._runners = OrderedDict()
+
+    def get(self, view, device, dtype, runtime, mean, std, share):
+        """The runner of a view, new on the first call."""
+        key = (view.key, str(device), dtype, runtime, tuple(mean), tuple(std), share)
+        with self._lock:
+            runner = self._runners.pop(key, None)
+            if runner is None:
+                runner = Runner(view, device, dtype, runtime, mean, std, share)
+            self._runners[key] = runner
+            while len(self._runners) > self.max_runners:
+                self._runners.popitem(last=False)
+        return runner
+
+
+_RUNNERS = RunnerCache()
+get_runner = _RUNNERS.get
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_RUNNERS.reset)
+
+
+def clear_cache():
+    """Drop all prepared networks, and with them their memory."""
+    _RUNNERS.reset()
 
 
 def resolve_runtime(runtime, device):
-    """Turn the ``runtime`` parameter into the runtime to use."""
-    return "torch" if runtime == "auto" else runtime
+    """Turn the ``runtime`` parameter into the runtime to use.
 
+    Parameters
+    ----------
+    runtime : {"auto", "torch", "compile", "openvino"}
+        "auto" takes OpenVINO on a CPU if it is installed, else torch.
 
-def get_runner(view, device, dtype, runtime):
-    """The runner for `view`, prepared on the first call."""
-    return prepare(view, device, dtype, runtime)
+    device : torch.device
+        Where it is to run.
+
+    Returns
+    -------
+    runtime : {"torch", "compile", "openvino"}
+        What to use.
+    """
+    if runtime == "auto":
+        return "openvino" if device.type == "cpu" and importlib.util.find_spec("openvino") else "torch"
+    if runtime not in RUNTIMES:
+        raise ValueError(
+            f"The 'runtime' parameter must be 'auto', {', '.join(map(repr, RUNTIMES[:-1]))} or {RUNTIMES[-1]!r}, "
+            f"got {runtime!r} instead."
+        )
+    if runtime == "openvino":
+        import_extra("openvino", extra="openvino", caller='runtime="openvino"')
+        if device.type != "cpu":
+            raise ValueError(f"The 'runtime' parameter must be 'torch' or 'compile' on {device.type}, got {runtime!r}.")
+    return runtime

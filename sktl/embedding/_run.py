@@ -1,0 +1,306 @@
+"""One call of ``embed``: who does what, and when.
+
+The calling thread plans. It has rows read ahead in small windows, asks the stores for them, and forms batches of what
+they lack. A pool of threads, which lives as long as the call, works: it reads and hashes, decodes into the slots of a
+batch, and the thread that fills the last slot runs the network on it. On a CPU each such pass computes on its own core
+with one thread, so that cores never wait for each other, and decoding takes exactly the cores that computing leaves.
+
+A batch always has the same shape, filled up with zeros: neither the neighbours of a row nor their number can then
+change a bit of its embedding.
+"""
+
+import threading
+import warnings
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sktl.embedding._batches import Batch, BufferPool, Item, chunks
+from sktl.embedding._threads import limit_openmp
+from sktl.embedding.runtime import PrecisionWarning, get_runner, is_out_of_memory
+from sktl.exceptions import BadRow
+from sktl.inputs import ImagePreprocessor, RowError, raise_bad_rows
+
+# Rows whose bytes are held at once while the stores are asked for them; two windows are under way.
+_WINDOW = 32
+# Rows per decoding task: long enough to hide what a task costs, short enough to share a batch among threads.
+_GROUP = 8
+
+
+@dataclass
+class EmbeddingStats:
+    """What a call did.
+
+    Attributes
+    ----------
+    rows : int
+        Rows asked for.
+
+    computed : int
+        Rows that went through the network, duplicates counted once.
+
+    from_stores : int
+        Rows that a store held.
+
+    batches : int
+        Batches that went through the network.
+
+    halvings : int
+        How often the batch was halved for lack of memory.
+    """
+
+    rows: int = 0
+    computed: int = 0
+    from_stores: int = 0
+    batches: int = 0
+    halvings: int = 0
+
+
+class Run:
+    """The state of one call.
+
+    Parameters
+    ----------
+    rows, view, stores
+        As for :func:`sktl.embedding.embed`.
+
+    plan : Plan
+        How to compute.
+
+    skip_bad : bool
+        Whether bad rows become NaN; otherwise nothing is computed once one is known.
+
+    stats : EmbeddingStats
+        Is counted up.
+
+    progress : callable
+        Told how many rows are done.
+    """
+
+    def __init__(self, rows, view, plan, *, stores, skip_bad, stats, progress):
+        self.rows, self.view, self.plan, self.stores = rows, view, plan, stores
+        self.skip_bad, self.stats, self.progress = skip_bad, stats, progress
+        self.out = np.full((len(rows), view.width), np.nan, dtype=np.float32)
+        self.preprocess = ImagePreprocessor(view.data_config)
+        self.namespace = None
+        self.bad = {}  # index -> reason
+        self.first_of = {}  # digest -> index of the first row that has it
+        self.copies = []  # (index, index of the first row with the same content)
+        self.pending = []
+        self.in_flight = {}
+        self.stop = threading.Event()
+        self.lock = threading.Lock()
+        self.lanes = threading.Semaphore(plan.lanes)
+        self.group = max(1, min(_GROUP, -(-plan.batch_size // plan.n_threads)))
+        self.look_ahead = plan.lanes + 1 + -(-2 * plan.n_threads * self.group // plan.batch_size)
+        self.buffers = BufferPool(plan.batch_size, pin=plan.device.type == "cuda")
+        mean, std = self.preprocess.config["mean"], self.preprocess.config["std"]
+        self.runner = get_runner(view, plan.device, plan.dtype, plan.runtime, mean, std, plan.share)
+
+    # The calling thread ---------------------------------------------------------------------------------------------
+
+    def result(self):
+        """Do it all.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n_rows, width), dtype float32
+            In the order of the rows.
+        """
+        limits = (self.plan.share.threads,) if self.plan.device.type == "cpu" else ()
+        with_limit = limit_openmp if limits else None
+        self.pool = ThreadPoolExecutor(self.plan.n_threads, "sktl-embed", with_limit, limits)
+        try:
+            for window in self._windows():
+                self.pending.extend(self._look_up(window))
+                while len(self.pending) >= self.plan.batch_size:
+                    self._dispatch()
+            if self.pending:
+                self._dispatch()
+            self._harvest(down_to=0)
+        finally:
+            self.stop.set()
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        return self._finish()
+
+    def _windows(self):
+        """Rows read and hashed by the threads, a window ahead of what the caller works on."""
+        previous = []
+        part = max(1, _WINDOW // self.plan.n_threads)
+        for indices in chunks(range(len(self.rows)), _WINDOW):
+            following = [self.pool.submit(self._read, few) for few in chunks(indices, part)]
+            yield [item for few in previous for item in few.result()]
+            previous = following
+        yield [item for few in previous for item in few.result()]
+
+    def _look_up(self, items):
+        """Take from the stores what they have; the rest, without duplicates, is to be computed."""
+        new = []
+        for item in items:
+            first = self.first_of.setdefault(item.digest, item.index)
+            if first == item.index:
+                new.append(item)
+            else:
+                self.copies.append((item.index, first))
+        self.progress(len(items) - len(new))
+        if not new or not self.stores:
+            return new
+        known = self._from_stores(new)
+        for item in new:
+            if item.digest in known:
+                self.out[item.index] = known[item.digest]
+        self.stats.from_stores += len(known)
+        self.progress(len(known))
+        return [item for item in new if item.digest not in known]
+
+    def _from_stores(self, items):
+        if self.namespace is None:
+            input_config = "model_input" if _is_prepared(items[0].row) else self.preprocess.config
+            self.namespace = self.plan.namespace(self.view, input_config)
+        known = {}
+        for position, store in enumerate(self.stores):
+            missing = [item.digest for item in items if item.digest not in known]
+            found = store.get_many(self.namespace, missing) if missing else {}
+            for earlier in self.stores[:position] if found else ():
+                earlier.put_many(self.namespace, found)
+            known |= found
+        return known
+
+    def _dispatch(self):
+        """Hand the next batch to the threads, once there is room for it."""
+        self._harvest(down_to=self.look_ahead - 1)
+        size = self.plan.batch_size
+        batch = Batch(self.pending[:size], self.group, self.buffers)
+        self.pending = self.pending[size:]
+        self.in_flight[batch.done] = batch
+        for slots in batch.groups:
+            self.pool.submit(self._decode, batch, slots)
+
+    def _harvest(self, down_to):
+        """Wait until at most `down_to` batches are under way; keep what the others gave."""
+        while len(self.in_flight) > down_to:
+            for done in wait(self.in_flight, return_when=FIRST_COMPLETED).done:
+                batch = self.in_flight.pop(done)
+                computed = done.result()
+                for store in self.stores if computed else ():
+                    store.put_many(self.namespace, computed)
+                self.progress(len(batch.items))
+                batch.release()
+
+    def _finish(self):
+        for index, first in self.copies:
+            self.out[index] = self.out[first]
+            if first in self.bad:
+                self.bad[index] = self.bad[first]
+        complaint, self.runner.complaint = self.runner.complaint, None
+        if complaint:
+            warnings.warn(complaint, PrecisionWarning, stacklevel=4)
+        if self.bad and not self.skip_bad:
+            bad = [BadRow(i, self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
+            raise_bad_rows(bad, len(self.rows))
+        return self.out
+
+    # The threads of the pool ----------------------------------------------------------------------------------------
+
+    def _read(self, indices):
+        """Read and hash rows; one that cannot be read is a bad row."""
+        items = []
+        for index in indices:
+            if self.stop.is_set():
+                break
+            try:
+                row = self.rows[index]
+                items.append(Item(index, row.digest, row))
+            except RowError as error:
+                self.bad[index] = str(error)
+        return items
+
+    def _decode(self, batch, slots):
+        """Fill some slots of a batch, and run it if they were the last."""
+        try:
+            for slot in slots:
+                if self.stop.is_set():
+                    return
+                self._fill(batch, slot)
+            if batch.finish_group():
+                batch.done.set_result(self._compute(batch))
+        except BaseException as error:  # raised again where the result is asked for
+            batch.set_exception(error)
+
+    def _fill(self, batch, slot):
+        row = batch.items[slot].row
+        try:
+            batch.fill(slot, row.model_input() if _is_prepared(row) else self.preprocess(row.pixels()))
+        except RowError as error:
+            self._fail(batch, slot, str(error))
+
+    def _fail(self, batch, slot, reason):
+        batch.failed.add(slot)
+        self.bad[batch.items[slot].index] = reason
+
+    def _compute(self, batch):
+        """Run the network on a filled batch.
+
+        Returns
+        -------
+        computed : dict of bytes to ndarray
+            The embeddings of its good rows by digest.
+        """
+        if not batch.good_slots() or (self.bad and not self.skip_bad):
+            return {}
+        values = self._finite(batch, self._forward(batch.padded(), len(batch.items)))
+        computed = {}
+        for slot in batch.good_slots():
+            item = batch.items[slot]
+            self.out[item.index] = values[slot]
+            computed[item.digest] = values[slot]
+        with self.lock:
+            self.stats.computed += len(computed)
+            self.stats.batches += 1
+        return computed
+
+    def _forward(self, inputs, n_used, exact=False):
+        """Embeddings of the first rows of a batch, in as many passes as memory asks for."""
+        while True:
+            size = min(self.runner.batch_limit or len(inputs), len(inputs))
+            try:
+                parts = [self._pass(inputs[start : start + size], exact) for start in range(0, n_used, size)]
+                return np.concatenate(parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(
+                        f"Not even one row of {tuple(inputs.shape[1:])} fits into the memory of "
+                        f"{self.plan.device}: {error}"
+                    ) from error
+            self._halve(size)
+
+    def _pass(self, inputs, exact):
+        with self.lanes:
+            output = self.runner(inputs, exact)
+        return output.cpu().numpy()  # on a GPU the wait is here, while the next pass is queued
+
+    def _halve(self, size):
+        with self.lock:
+            self.stats.halvings += 1
+            self.runner.batch_limit = min(self.runner.batch_limit or size, max(1, size // 2))
+        if self.plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _finite(self, batch, values):
+        """Compute a batch again in float32 if a lower precision overflowed; what is no number then is a bad row."""
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all() and self.plan.dtype != torch.float32:
+            values = np.where(finite[:, None], values, self._forward(batch.padded(), len(values), exact=True))
+            finite = np.isfinite(values).all(axis=1)
+        for slot in batch.good_slots():
+            if not finite[slot]:
+                self._fail(batch, slot, "the backbone gives NaN or infinity for it")
+        return values
+
+
+def _is_prepared(row):
+    return hasattr(row, "model_input")
