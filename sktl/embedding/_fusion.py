@@ -1,9 +1,10 @@
 """Convolutional networks, traced and rewritten for inference.
 
-The network is traced on the level of torch's operators, so no class of layers has to be known. (``torch.fx.symbolic_trace``
-would also disturb modules that other threads run meanwhile.) BatchNorm is then folded into the convolution before it; on a
-CPU, activations and residual sums join the convolution as well, through the oneDNN operators that torch's own compiler
-uses (``torch/_inductor/fx_passes/mkldnn_fusion.py``). The caller compares the result with the network itself.
+The network is traced on the level of torch's operators, so no class of layers has to be known. (Tracing its modules
+with ``torch.fx.symbolic_trace`` would also disturb what other threads run meanwhile.) BatchNorm is then folded into the
+convolution before it; on a CPU, activations and residual sums join the convolution as well, through the oneDNN
+operators that torch's own compiler uses (``torch/_inductor/fx_passes/mkldnn_fusion.py``). The caller compares the
+result with the network itself.
 """
 
 import torch

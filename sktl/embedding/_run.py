@@ -10,6 +10,7 @@ change a bit of its embedding.
 """
 
 import threading
+import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from sktl.embedding._batches import Batch, BufferPool, Item, chunks
 from sktl.embedding._threads import limit_openmp
 from sktl.embedding.runtime import PrecisionWarning, get_runner, is_out_of_memory
+from sktl.embedding.store import Shelf
 from sktl.exceptions import BadRow
 from sktl.inputs import ImagePreprocessor, RowError, raise_bad_rows
 
@@ -27,6 +29,7 @@ from sktl.inputs import ImagePreprocessor, RowError, raise_bad_rows
 _WINDOW = 32
 # Rows per decoding task: long enough to hide what a task costs, short enough to share a batch among threads.
 _GROUP = 8
+_POLL_SECONDS = 0.05
 
 
 @dataclass
@@ -84,11 +87,12 @@ class Run:
         self.skip_bad, self.stats, self.progress = skip_bad, stats, progress
         self.out = np.full((len(rows), view.width), np.nan, dtype=np.float32)
         self.preprocess = ImagePreprocessor(view.data_config)
-        self.namespace = None
+        self.shelf = None
         self.bad = {}  # index -> reason
         self.first_of = {}  # digest -> index of the first row that has it
         self.copies = []  # (index, index of the first row with the same content)
         self.pending = []
+        self.left_to_others = {}  # digest -> index of a row that another process computes
         self.in_flight = {}
         self.stop = threading.Event()
         self.lock = threading.Lock()
@@ -114,15 +118,14 @@ class Run:
         self.pool = ThreadPoolExecutor(self.plan.n_threads, "sktl-embed", with_limit, limits)
         try:
             for window in self._windows():
-                self.pending.extend(self._look_up(window))
-                while len(self.pending) >= self.plan.batch_size:
-                    self._dispatch()
-            if self.pending:
-                self._dispatch()
-            self._harvest(down_to=0)
+                self._schedule(self._look_up(self._without_copies(window)))
+            self._flush()
+            self._wait_for_others()
         finally:
             self.stop.set()
             self.pool.shutdown(wait=True, cancel_futures=True)
+            if self.shelf is not None:
+                self.shelf.release()
         return self._finish()
 
     def _windows(self):
@@ -135,8 +138,8 @@ class Run:
             previous = following
         yield [item for few in previous for item in few.result()]
 
-    def _look_up(self, items):
-        """Take from the stores what they have; the rest, without duplicates, is to be computed."""
+    def _without_copies(self, items):
+        """Rows whose content did not come before."""
         new = []
         for item in items:
             first = self.first_of.setdefault(item.digest, item.index)
@@ -145,28 +148,55 @@ class Run:
             else:
                 self.copies.append((item.index, first))
         self.progress(len(items) - len(new))
-        if not new or not self.stores:
-            return new
-        known = self._from_stores(new)
-        for item in new:
-            if item.digest in known:
-                self.out[item.index] = known[item.digest]
+        return new
+
+    def _look_up(self, items):
+        """Take from the stores what they have; the rest is to be computed, here or by the process that is at it."""
+        if not items or not self.stores:
+            return items
+        if self.shelf is None:
+            input_config = "model_input" if _is_prepared(items[0].row) else self.preprocess.config
+            self.shelf = Shelf(self.stores, self.plan.namespace(self.view, input_config))
+        known = self._take({item.digest: item.index for item in items})
+        missing = [item for item in items if item.digest not in known]
+        taken = self.shelf.claim([item.digest for item in missing]) if missing else ()
+        self.left_to_others.update({item.digest: item.index for item in missing if item.digest in taken})
+        return [item for item in missing if item.digest not in taken]
+
+    def _take(self, index_of):
+        """Fill in the rows that the stores have, given the index of each digest."""
+        known = self.shelf.get(list(index_of))
+        for digest, row in known.items():
+            self.out[index_of[digest]] = row
         self.stats.from_stores += len(known)
         self.progress(len(known))
-        return [item for item in new if item.digest not in known]
-
-    def _from_stores(self, items):
-        if self.namespace is None:
-            input_config = "model_input" if _is_prepared(items[0].row) else self.preprocess.config
-            self.namespace = self.plan.namespace(self.view, input_config)
-        known = {}
-        for position, store in enumerate(self.stores):
-            missing = [item.digest for item in items if item.digest not in known]
-            found = store.get_many(self.namespace, missing) if missing else {}
-            for earlier in self.stores[:position] if found else ():
-                earlier.put_many(self.namespace, found)
-            known |= found
         return known
+
+    def _wait_for_others(self):
+        """Fill in what other processes computed; take over what they gave up."""
+        while self.left_to_others:
+            for digest in self._take(self.left_to_others):
+                del self.left_to_others[digest]
+            taken = () if self._is_lost() else self.shelf.claim(list(self.left_to_others))
+            orphans = [index for digest, index in self.left_to_others.items() if digest not in taken]
+            self.left_to_others = {digest: i for digest, i in self.left_to_others.items() if digest in taken}
+            for few in chunks(orphans, _WINDOW):
+                self._schedule(self.pool.submit(self._read, few).result())
+            self._flush()
+            if self.left_to_others and not orphans:
+                time.sleep(_POLL_SECONDS)
+
+    def _schedule(self, items):
+        """Compute rows, as soon as they fill a batch."""
+        self.pending.extend(items)
+        while len(self.pending) >= self.plan.batch_size:
+            self._dispatch()
+
+    def _flush(self):
+        """Compute what is left, and wait for all."""
+        if self.pending:
+            self._dispatch()
+        self._harvest(down_to=0)
 
     def _dispatch(self):
         """Hand the next batch to the threads, once there is room for it."""
@@ -184,8 +214,8 @@ class Run:
             for done in wait(self.in_flight, return_when=FIRST_COMPLETED).done:
                 batch = self.in_flight.pop(done)
                 computed = done.result()
-                for store in self.stores if computed else ():
-                    store.put_many(self.namespace, computed)
+                if self.shelf is not None:
+                    self.shelf.put(computed)
                 self.progress(len(batch.items))
                 batch.release()
 
@@ -197,10 +227,14 @@ class Run:
         complaint, self.runner.complaint = self.runner.complaint, None
         if complaint:
             warnings.warn(complaint, PrecisionWarning, stacklevel=4)
-        if self.bad and not self.skip_bad:
+        if self._is_lost():
             bad = [BadRow(i, self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
             raise_bad_rows(bad, len(self.rows))
         return self.out
+
+    def _is_lost(self):
+        """Whether the call will raise: all rows are looked at then, to name all bad ones, but none is computed."""
+        return bool(self.bad) and not self.skip_bad
 
     # The threads of the pool ----------------------------------------------------------------------------------------
 
@@ -248,7 +282,7 @@ class Run:
         computed : dict of bytes to ndarray
             The embeddings of its good rows by digest.
         """
-        if not batch.good_slots() or (self.bad and not self.skip_bad):
+        if not batch.good_slots() or self._is_lost():
             return {}
         values = self._finite(batch, self._forward(batch.padded(), len(batch.items)))
         computed = {}

@@ -1,5 +1,6 @@
 """Stores of embedding rows, keyed by namespace (how a row was computed) and digest (of what)."""
 
+import os
 import threading
 from collections import OrderedDict
 
@@ -10,20 +11,11 @@ DEFAULT_MAX_BYTES = 512 * 2**20
 _OVERHEAD = 300
 
 
-class MemoryStore:
-    """Rows kept in this process, the least recently used dropped first.
+class Store:
+    """What the engine asks of a place that keeps rows.
 
-    Parameters
-    ----------
-    max_bytes : int, default=512 MiB
-        Bound on the memory that the rows take.
+    A store never fails: where it cannot read or write, it warns and behaves as if it were empty.
     """
-
-    def __init__(self, max_bytes=DEFAULT_MAX_BYTES):
-        self.max_bytes = max_bytes
-        self._rows = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
 
     def get_many(self, namespace, digests):
         """Rows that are stored under the given digests.
@@ -41,14 +33,7 @@ class MemoryStore:
         rows : dict of bytes to ndarray of shape (width,)
             Read-only float32 rows; digests without one are absent.
         """
-        found = {}
-        with self._lock:
-            for digest in digests:
-                row = self._rows.get((namespace, digest))
-                if row is not None:
-                    self._rows.move_to_end((namespace, digest))
-                    found[digest] = row
-        return found
+        raise NotImplementedError
 
     def put_many(self, namespace, rows):
         """Store rows.
@@ -61,6 +46,67 @@ class MemoryStore:
         rows : dict of bytes to ndarray of shape (width,)
             Digest and embedding of each.
         """
+        raise NotImplementedError
+
+    def claim(self, namespace, digests):
+        """Announce that this process is about to compute rows.
+
+        Parameters
+        ----------
+        namespace : str
+            How the rows will be computed.
+
+        digests : list of bytes
+            What they will be computed from.
+
+        Returns
+        -------
+        taken : set of bytes
+            Digests that another process is computing, or has just stored: they are not claimed.
+        """
+        return set()
+
+    def release(self, namespace, digests):
+        """Give up claims on rows that will not be stored.
+
+        Parameters
+        ----------
+        namespace : str
+            How the rows would have been computed.
+
+        digests : list of bytes
+            What they would have been computed from.
+        """
+
+
+class MemoryStore(Store):
+    """Rows kept in this process, the least recently used dropped first.
+
+    Parameters
+    ----------
+    max_bytes : int, default=512 MiB
+        Bound on the memory that the rows take.
+    """
+
+    def __init__(self, max_bytes=DEFAULT_MAX_BYTES):
+        self.max_bytes = max_bytes
+        self._rows = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get_many(self, namespace, digests):
+        """Look rows up; see :meth:`Store.get_many`."""
+        found = {}
+        with self._lock:
+            for digest in digests:
+                row = self._rows.get((namespace, digest))
+                if row is not None:
+                    self._rows.move_to_end((namespace, digest))
+                    found[digest] = row
+        return found
+
+    def put_many(self, namespace, rows):
+        """Keep copies of rows; see :meth:`Store.put_many`."""
         frozen = {digest: _frozen(row) for digest, row in rows.items()}
         with self._lock:
             for digest, row in frozen.items():
@@ -69,6 +115,16 @@ class MemoryStore:
                 self._bytes += row.nbytes + _OVERHEAD
             while self._bytes > self.max_bytes and self._rows:
                 self._drop(next(iter(self._rows)))
+
+    def unlock(self):
+        """Make a forked child independent of threads that only its parent has."""
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {"max_bytes": self.max_bytes}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
 
     def clear(self):
         """Forget all rows."""
@@ -85,7 +141,58 @@ class MemoryStore:
             self._bytes -= row.nbytes + _OVERHEAD
 
 
+class Shelf:
+    """One namespace in a chain of stores, the fastest first.
+
+    Parameters
+    ----------
+    stores : sequence of Store
+        Asked in turn; what an earlier one lacks it is given.
+
+    namespace : str
+        How the rows are computed.
+    """
+
+    def __init__(self, stores, namespace):
+        self.stores = tuple(stores)
+        self.namespace = namespace
+        self._claimed = set()
+
+    def get(self, digests):
+        """Rows that any of the stores has, by digest."""
+        known = {}
+        for position, store in enumerate(self.stores):
+            missing = [digest for digest in digests if digest not in known]
+            found = store.get_many(self.namespace, missing) if missing else {}
+            for earlier in self.stores[:position] if found else ():
+                earlier.put_many(self.namespace, found)
+            known |= found
+        return known
+
+    def put(self, rows):
+        """Give rows to all stores."""
+        for store in self.stores if rows else ():
+            store.put_many(self.namespace, rows)
+        self._claimed.difference_update(rows)
+
+    def claim(self, digests):
+        """Claim rows wherever other processes look; those that others have are returned."""
+        taken = set()
+        for store in self.stores:
+            taken |= store.claim(self.namespace, [digest for digest in digests if digest not in taken])
+        self._claimed.update(digest for digest in digests if digest not in taken)
+        return taken
+
+    def release(self):
+        """Give up what was claimed and not put."""
+        claimed, self._claimed = list(self._claimed), set()
+        for store in self.stores if claimed else ():
+            store.release(self.namespace, claimed)
+
+
 _DEFAULT = MemoryStore()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_DEFAULT.unlock)
 
 
 def default_store():
