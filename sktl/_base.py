@@ -8,13 +8,14 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
 
 from sktl.backbones import Backbone, load_backbone
 from sktl.embedding import default_store, embed
+
 open_store = lambda memory: None  # noqa: E731 TEMP
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, holds_images, open_rows
@@ -32,6 +33,15 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "memory": [str, os.PathLike, joblib.Memory, None],
     "verbose": ["verbose"],
 }
+
+
+class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """Embeddings as the output of ``transform``: float32, named after the class."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
 
 class ImageEstimator(BaseEstimator):
@@ -86,9 +96,10 @@ class ImageEstimator(BaseEstimator):
             return
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         values = X.astype(np.float64)
-        self.offset_ = float(np.average(values.mean(axis=1), weights=weight))
-        variance = float(np.average(((values - self.offset_) ** 2).mean(axis=1), weights=weight))
-        self.scale_ = variance**0.5 or 1.0
+        # Rounded, so that a row's hash does not hang on the order in which the rows were summed.
+        self.offset_ = float(np.float32(np.average(values.mean(axis=1), weights=weight)))
+        variance = np.average(((values - self.offset_) ** 2).mean(axis=1), weights=weight)
+        self.scale_ = float(np.float32(variance**0.5)) or 1.0
 
     def _check_image_shape(self, X) -> None:
         shape = tuple(self.image_shape)
@@ -115,7 +126,13 @@ class ImageEstimator(BaseEstimator):
         disk = open_store(self.memory)
         stores = [default_store()] if disk is None else [default_store(), disk]
         return embed(
-            rows, backbone.view, device=self.device, dtype=self.dtype, stores=stores, verbose=int(self.verbose), **options
+            rows,
+            backbone.view,
+            device=self.device,
+            dtype=self.dtype,
+            stores=stores,
+            verbose=int(self.verbose),
+            **options,
         )
 
     def __sklearn_tags__(self):

@@ -13,9 +13,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_consistent_length, check_is_fitted
 
-from sktl._base import SHARED_CONSTRAINTS, ImageEstimator
+from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl.embedding import resolve_device
-from sktl.exceptions import InputError
 from sktl.inputs import ImagePreprocessor
 from sktl.strategies import Strategy, resolve_strategy
 from sktl.training import (
@@ -26,6 +25,7 @@ from sktl.training import (
     build_network,
     fit_linear_head,
     make_net,
+    merge_duplicates,
     restore_network,
     train,
     trained_backbone,
@@ -34,7 +34,7 @@ from sktl.training import (
 EARLY_STOPPING_FROM = 10_000
 
 
-class FineTuneClassifier(ClassifierMixin, ImageEstimator):
+class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     """Classify images with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
@@ -116,6 +116,11 @@ class FineTuneClassifier(ClassifierMixin, ImageEstimator):
         Number of columns of X, where it had columns.
     feature_names_in_ : ndarray of str
         Names of the columns of X, where it was a frame.
+
+    Notes
+    -----
+    Rows of the same content and label are merged, and their weights added; the order of the rows in X has no influence, but on
+    what early stopping holds out.
 
     See Also
     --------
@@ -213,7 +218,7 @@ class FineTuneClassifier(ClassifierMixin, ImageEstimator):
         y : array-like of shape (n,)
             Labels of any type.
         sample_weight : array-like of shape (n,), default=None
-            How much each row counts; rows of weight 0 are left out. In mini-batches a weight scales a row's loss within its batch.
+            How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row twice.
         X_val, y_val, sample_weight_val : default=None
             Rows to measure on after each epoch, and to stop early by; nothing is held out of X then.
 
@@ -230,6 +235,7 @@ class FineTuneClassifier(ClassifierMixin, ImageEstimator):
         validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
         if validation is None:
             rows, targets, validation = self._hold_out(rows, targets, seed)
+        rows, targets = merge_duplicates(rows, targets)
         network = build_network(backbone, len(self.classes_), self.strategy_, seed)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.history_: list[dict[str, Any]] = []
@@ -243,15 +249,14 @@ class FineTuneClassifier(ClassifierMixin, ImageEstimator):
             self.net_.initialize()
         self.strategy_.finish(network)
         self.backbone_ = backbone
+        self._n_features_out = backbone.width
         self.fit_seconds_ = time.perf_counter() - started
         return self
 
     def _check_training_rows(self, X, y, sample_weight, backbone):
         """Return the rows that count, with class indices and weights."""
         if y is None:
-            raise ValueError(
-                f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
-            )
+            raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
         X = self._check_X(X, reset=True)
         y = self._check_labels(X, y)
         sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
@@ -341,7 +346,8 @@ class FineTuneClassifier(ClassifierMixin, ImageEstimator):
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         train(self.net_, data, valid, seed, extra)
         self.history_ += [
-            {"phase": "network", **{key: value for key, value in epoch.items() if key != "batches"}} for epoch in self.net_.history
+            {"phase": "network", **{key: value for key, value in epoch.items() if key != "batches"}}
+            for epoch in self.net_.history
         ]
 
     def transform(self, X) -> np.ndarray:

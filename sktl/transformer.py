@@ -3,14 +3,14 @@
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sktl._base import SHARED_CONSTRAINTS, ImageEstimator
+from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 
 
-class PretrainedFeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
+class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     """Turn images into embeddings with a pretrained network that is never trained.
 
     Each image goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of the image's
@@ -160,8 +160,3 @@ class PretrainedFeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         X = self._check_X(X, reset=False)
         rows = self._open_rows(X, self.backbone_)
         return self._embed(rows, self.backbone_, batch_size=self.batch_size, on_error=self.on_error)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags

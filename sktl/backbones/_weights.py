@@ -149,7 +149,8 @@ def _create_through_timm_filter(architecture: str, state: dict[str, torch.Tensor
     overlay = {"state_dict": state, "source": ""}
     with _quiet_timm():
         first, second = (
-            _create(architecture, seed=seed, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs) for seed in (0, 1)
+            _create(architecture, seed=seed, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+            for seed in (0, 1)
         )
     other = second.state_dict()
     missing = [name for name, value in first.state_dict().items() if not torch.equal(value, other[name])]

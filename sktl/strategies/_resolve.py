@@ -55,5 +55,7 @@ def _named(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
         matches = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.5)
         guess = f" Did you mean {matches[0]!r}?" if matches else ""
-        raise StrategyError(f"The 'strategy' parameter must be one of {sorted(STRATEGIES)}, got {name!r} instead.{guess}")
+        raise StrategyError(
+            f"The 'strategy' parameter must be one of {sorted(STRATEGIES)}, got {name!r} instead.{guess}"
+        )
     return STRATEGIES[name]

@@ -1,7 +1,7 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
 from sktl.training.callbacks import StopEarly, ValidScore
-from sktl.training.data import Targets, TrainingData
+from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, trained_backbone
@@ -15,6 +15,7 @@ __all__ = [
     "build_network",
     "fit_linear_head",
     "make_net",
+    "merge_duplicates",
     "restore_network",
     "train",
     "trained_backbone",

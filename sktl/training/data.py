@@ -1,8 +1,9 @@
 """Rows and targets as batches for the training loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,22 +80,69 @@ class TrainingData(Dataset):
         return torch.from_numpy(self._load(range(len(self))))
 
     def _load(self, indices) -> np.ndarray:
-        with ThreadPoolExecutor(DECODING_THREADS) as threads:
-            prepared = list(threads.map(self._try_row, indices))
-        bad = [row for row in prepared if isinstance(row, BadRow)]
-        if bad:
-            raise_bad_rows(bad)
-        return np.stack(prepared)
-
-    def _try_row(self, index: int) -> np.ndarray | BadRow:
-        try:
-            return self._prepare_row(index)
-        except RowError as error:
-            return BadRow(index, self.rows.label(index), str(error))
+        return np.stack(map_rows(self._prepare_row, self.rows, indices))
 
     def _prepare_row(self, index: int) -> np.ndarray:
         row = self.rows[index]
         return row.model_input() if hasattr(row, "model_input") else self.preprocess(row.pixels())
+
+
+def map_rows(read: Callable[[int], Any], rows, indices: Iterable[int]) -> list:
+    """Read rows in threads.
+
+    Parameters
+    ----------
+    read : callable
+        Takes an index; may raise :class:`~sktl.inputs.RowError`.
+    rows : sequence of rows
+        Gives the labels for error messages.
+    indices : iterable of int
+        Which rows.
+
+    Raises
+    ------
+    InputError
+        If rows cannot be read; names them all.
+    """
+
+    def attempt(index: int) -> Any:
+        try:
+            return read(index)
+        except RowError as error:
+            return BadRow(index, rows.label(index), str(error))
+
+    with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        outcomes = list(threads.map(attempt, indices))
+    bad = [outcome for outcome in outcomes if isinstance(outcome, BadRow)]
+    if bad:
+        raise_bad_rows(bad)
+    return outcomes
+
+
+def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets]:
+    """Merge rows of equal content and target, and put them into an order that depends on nothing else.
+
+    So a row that is repeated is the same as a row with more weight, to the last bit.
+
+    Parameters
+    ----------
+    rows : sequence of rows
+        With a content hash ``digest`` each.
+    targets : Targets
+        One per row.
+
+    Returns
+    -------
+    rows, targets
+        One row per distinct pair of content and target; weights are added.
+    """
+    digests = map_rows(lambda index: rows[index].digest, rows, range(len(targets)))
+    keys = np.array(
+        [digest + value.tobytes() for digest, value in zip(digests, targets.values, strict=True)], dtype=object
+    )
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    weight = np.bincount(group, weights=targets.weight)
+    return rows.take(first), Targets(targets.values[first], weight)
 
 
 class EvenBatches(Sampler):

@@ -171,7 +171,10 @@ def train(
             *net.callbacks,
             *callbacks,
             ("clip", GradientNormClipping(1.0)),
-            ("schedule", LRScheduler("LambdaLR", lr_lambda=warmup_cosine(n_steps), step_every="batch", event_name="lr")),
+            (
+                "schedule",
+                LRScheduler("LambdaLR", lr_lambda=warmup_cosine(n_steps), step_every="batch", event_name="lr"),
+            ),
         ],
     )
     device = torch.device(net.device)
