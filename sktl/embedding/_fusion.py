@@ -9,7 +9,6 @@ result with the network itself.
 
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _aten = torch.ops.aten
@@ -53,6 +52,8 @@ def fuse(network, example, dtype):
     program : torch.fx.GraphModule
         With weights of its own.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # loads sympy: not for every import of sktl
+
     with torch.no_grad():
         program = make_fx(network, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
         _fold_batch_norm(program)
