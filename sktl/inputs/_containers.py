@@ -204,7 +204,7 @@ def find_column(X):
         return X if X.ndim == 1 and X.dtype.kind in "OUST" else None
     if _is_a(X, "polars", "Series") or isinstance(X, list | tuple):
         return X
-    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__") and not isinstance(X, Mapping | Set)
+    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__") and not isinstance(X, Mapping | Set | type)
     return X if is_sequence and not hasattr(X, "shape") and not is_single(X) else None
 
 

@@ -61,6 +61,8 @@ def read_file(path: str | os.PathLike, root: str | None, max_bytes: int) -> byte
             _check_regular(status)
             _check_length(status.st_size, max_bytes)
             data = file.read(status.st_size + 1)
+    except RowError:
+        raise
     except OSError as error:
         raise RowError(_explain(error, text, root)) from error
     except ValueError as error:
@@ -95,6 +97,8 @@ def read_stream(stream, max_bytes: int) -> bytes:
                 data = stream.read(length)
             finally:
                 stream.seek(position)
+    except RowError:
+        raise
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RowError(f"a file object that cannot be read ({error})") from error
     if not isinstance(data, bytes):

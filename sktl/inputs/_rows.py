@@ -306,7 +306,7 @@ def _name(item) -> str | None:
         item = getattr(item, "filename", None) or None
     elif hasattr(item, "read") and not isinstance(item, os.PathLike):
         item = getattr(item, "name", None)
-    return os.fsdecode(item) if isinstance(item, str | os.PathLike) else None
+    return str(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else None  # numpy's str shows as np.str_(...)
 
 
 def _shorten(name: str) -> str:
