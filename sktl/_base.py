@@ -5,18 +5,15 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
 
 from sktl.backbones import Backbone, load_backbone
-from sktl.embedding import default_store, embed
-
-open_store = lambda memory: None  # noqa: E731 TEMP
+from sktl.embedding import default_store, embed, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, holds_images, open_rows
 
@@ -30,7 +27,7 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "root": [str, os.PathLike, None],
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
-    "memory": [str, os.PathLike, joblib.Memory, None],
+    "memory": [str, os.PathLike, HasMethods("cache"), None],
     "verbose": ["verbose"],
 }
 
@@ -47,16 +44,18 @@ class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 class ImageEstimator(BaseEstimator):
     """Read X, whatever its form, and turn its rows into embeddings.
 
-    Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they are, others
-    brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of grey, standardised by the
-    mean and the standard deviation of all values seen in ``fit``.
+    Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they
+    are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
+    grey,
+    standardised by the mean and the standard deviation of all values seen in ``fit``.
     """
 
     def _load_backbone(self) -> Backbone:
         return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
 
-    def _check_X(self, X, *, reset: bool, **checks: Any):
-        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which it is."""
+    def _check_input(self, X, *, reset: bool, **checks: Any):
+        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which it "
+        "is."""
         if holds_images(X):
             kind = "images"
             self._check_columns(X, reset)
@@ -69,7 +68,8 @@ class ImageEstimator(BaseEstimator):
             self.input_kind_ = kind
         elif kind != self.input_kind_:
             raise InputError(
-                f"X holds {kind}, but {type(self).__name__} was fitted on {self.input_kind_}; give the same form of input as in fit."
+                f"X holds {kind}, but {type(self).__name__} was fitted on {self.input_kind_}; give the same form of "
+                "input as in fit."
             )
         return X
 
@@ -105,7 +105,8 @@ class ImageEstimator(BaseEstimator):
         shape = tuple(self.image_shape)
         if len(shape) not in (2, 3) or int(np.prod(shape)) != X.shape[1]:
             raise InputError(
-                f"The 'image_shape' parameter must be (height, width) or (height, width, channels) with a product of {X.shape[1]}, "
+                "The 'image_shape' parameter must be (height, width) or (height, width, channels) with a product of "
+                f"{X.shape[1]}, "
                 f"the number of columns of X; got {self.image_shape!r} instead."
             )
 

@@ -33,6 +33,7 @@ def import_extra(package: str, *, extra: str, caller: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] != package.split(".")[0]:
             raise  # the package is there, something that it needs is not
+        missing = package.split(".")[0]
         raise MissingExtraError(
-            f"{caller} needs the package {package.split('.')[0]!r}, which is not installed. Run: pip install \"sktl[{extra}]\""
+            f"{caller} needs the package {missing!r}, which is not installed. Run: pip install 'sktl[{extra}]'"
         ) from error

@@ -2,7 +2,7 @@
 
 import time
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,15 +40,18 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     Parameters
     ----------
     backbone : str or nn.Module, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`), ``"hf-hub:org/name"``,
-        ``"local-dir:/path"``, or a network of your own, which is copied.
+        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
     strategy : str or Strategy, default="lp_ft"
-        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``, ``"from_scratch"``, or an object
-        from :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
+        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
+        ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
+        ``strategy__<parameter>``.
     weights : "pretrained", path, state dict or None, default="pretrained"
-        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file, or a random start.
+        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
+        or a random start.
     data_config : dict, default=None
-        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
+        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
+        ``crop_mode``).
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
@@ -69,8 +72,8 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as scikit-learn's classifiers take them.
     early_stopping : "auto" or bool, default="auto"
-        Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights; "auto" does so from
-        10,000 rows on. Given ``X_val``, nothing is held out.
+        Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
+        "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out.
     validation_fraction : float, default=0.1
         Share of the rows that early stopping holds out, stratified by class.
     n_iter_no_change : int, default=5
@@ -82,7 +85,8 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has it.
+        Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
+        it.
     memory : path-like or joblib.Memory, default=None
         A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions.
     callbacks : list of skorch callbacks, default=None
@@ -119,8 +123,8 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
 
     Notes
     -----
-    Rows of the same content and label are merged, and their weights added; the order of the rows in X has no influence, but on
-    what early stopping holds out.
+    Rows of the same content and label are merged, and their weights added; the order of the rows in X has no
+    influence, but on what early stopping holds out.
 
     See Also
     --------
@@ -137,7 +141,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     (3,)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         **SHARED_CONSTRAINTS,
         "strategy": [str, Strategy],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
@@ -207,6 +211,24 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         self.net_params = net_params
         self.verbose = verbose
 
+    def set_params(self, **params):
+        """Set parameters; a strategy given by name becomes an object where one of its own parameters is set.
+
+        Parameters
+        ----------
+        **params : dict
+            Among them ``strategy__<parameter>``.
+
+        Returns
+        -------
+        self : FineTuneClassifier
+            The same object.
+        """
+        strategy = params.get("strategy", self.strategy)
+        if isinstance(strategy, str) and any(key.startswith("strategy__") for key in params):
+            params["strategy"] = resolve_strategy(strategy)
+        return super().set_params(**params)
+
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
         """Fit the head, and train what the strategy trains.
@@ -218,7 +240,8 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         y : array-like of shape (n,)
             Labels of any type.
         sample_weight : array-like of shape (n,), default=None
-            How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row twice.
+            How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row
+            twice.
         X_val, y_val, sample_weight_val : default=None
             Rows to measure on after each epoch, and to stop early by; nothing is held out of X then.
 
@@ -257,7 +280,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         """Return the rows that count, with class indices and weights."""
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
-        X = self._check_X(X, reset=True)
+        X = self._check_input(X, reset=True)
         y = self._check_labels(X, y)
         sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
         counts = np.flatnonzero(sample_weight > 0)
@@ -286,7 +309,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     def _check_validation_rows(self, X, y, sample_weight, backbone):
         if X is None:
             return None
-        X = self._check_X(X, reset=False)
+        X = self._check_input(X, reset=False)
         y = self._check_labels(X, y)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
@@ -304,8 +327,10 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         n_valid = int(np.ceil(self.validation_fraction * len(targets)))
         if rarest < 2 or n_valid < len(self.classes_):
             raise ValueError(
-                f"early_stopping holds out {n_valid} of {len(targets)} rows, stratified over {len(self.classes_)} classes, of which the "
-                f"rarest has {rarest} rows. Give more rows, a larger validation_fraction, X_val and y_val, or early_stopping=False."
+                f"early_stopping holds out {n_valid} of {len(targets)} rows, stratified over {len(self.classes_)} "
+                "classes, of which the "
+                f"rarest has {rarest} rows. Give more rows, a larger validation_fraction, X_val and y_val, or "
+                "early_stopping=False."
             )
         kept, held_out = train_test_split(
             np.arange(len(targets)), test_size=n_valid, stratify=targets.values, random_state=seed
@@ -364,7 +389,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
             From the fine-tuned backbone, where the strategy trains it.
         """
         check_is_fitted(self)
-        X = self._check_X(X, reset=False)
+        X = self._check_input(X, reset=False)
         return self._embed(self._open_rows(X, self.backbone_), self.backbone_)
 
     def _logits(self, X) -> np.ndarray:

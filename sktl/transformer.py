@@ -1,6 +1,7 @@
 """A frozen pretrained network as a scikit-learn transformer."""
 
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import _fit_context
@@ -13,18 +14,20 @@ from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     """Turn images into embeddings with a pretrained network that is never trained.
 
-    Each image goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of the image's
-    content, so that the folds and candidates of a grid search find them there.
+    Each image goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of
+    the image's content, so that the folds and candidates of a grid search find them there.
 
     Parameters
     ----------
     backbone : str or nn.Module, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`), ``"hf-hub:org/name"``,
-        ``"local-dir:/path"``, or a network of your own, which is copied.
+        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
     weights : "pretrained", path, state dict or None, default="pretrained"
-        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file, or a random start.
+        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
+        or a random start.
     data_config : dict, default=None
-        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
+        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
+        ``crop_mode``).
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
@@ -39,7 +42,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision inside the network; "auto" takes bfloat16 where the hardware has it, else float32. Embeddings are float32.
+        Precision inside the network; "auto" takes bfloat16 where the hardware has it, else float32. Embeddings are
+        float32.
     memory : path-like or joblib.Memory, default=None
         A folder in which embeddings are kept, shared by processes and sessions.
     on_error : {"raise", "nan"}, default="raise"
@@ -79,7 +83,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     (3,)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         **SHARED_CONSTRAINTS,
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "on_error": [StrOptions({"raise", "nan"})],
@@ -132,7 +136,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self : PretrainedFeatureTransformer
             Fitted.
         """
-        X = self._check_X(X, reset=True)
+        X = self._check_input(X, reset=True)
         self.backbone_ = self._load_backbone()
         self._n_features_out = self.backbone_.width
         self._learn_scaling(X)
@@ -157,6 +161,6 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
             If rows cannot be read and ``on_error="raise"``.
         """
         check_is_fitted(self)
-        X = self._check_X(X, reset=False)
+        X = self._check_input(X, reset=False)
         rows = self._open_rows(X, self.backbone_)
         return self._embed(rows, self.backbone_, batch_size=self.batch_size, on_error=self.on_error)

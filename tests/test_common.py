@@ -4,11 +4,9 @@ import os
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
-from sktl.strategies import FineTuning
 
 ESTIMATORS = [
     PretrainedFeatureTransformer(image_size=32),

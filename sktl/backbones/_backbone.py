@@ -46,7 +46,8 @@ class Backbone:
     name : str
         What was asked for.
     module : nn.Module
-        Maps images of shape (n, 3, height, width) to embeddings of shape (n, ``width``); in eval mode, without gradients.
+        Maps images of shape (n, 3, height, width) to embeddings of shape (n, ``width``); in eval mode, without
+        gradients.
     recipe : dict
         How to build the module again, without weights.
     data_config : dict
@@ -111,7 +112,8 @@ def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Mod
         return PooledModule(module).eval(), shape[1]
     if len(shape) != 2:
         raise BackboneError(
-            f"The backbone {name} turns one image into an output of shape {shape}; expected (n, width) or (n, channels, height, width). "
+            f"The backbone {name} turns one image into an output of shape {shape}; expected (n, width) or (n, "
+            "channels, height, width). "
             "Wrap it in a module that pools its output."
         )
     return module, shape[1]
@@ -123,7 +125,8 @@ def _output_shape(name: str, module: nn.Module, input_size: list[int]) -> tuple[
             output = module(torch.zeros(1, *input_size))
     except Exception as error:  # the network may be the user's own
         raise BackboneError(
-            f"The backbone {name} cannot be run on an image of shape {tuple(input_size)} (channels, height, width): {error} "
+            f"The backbone {name} cannot be run on an image of shape {tuple(input_size)} (channels, height, width): "
+            f"{error} "
             "Give the size that it takes with image_size= or data_config={'input_size': (3, height, width)}."
         ) from error
     if not isinstance(output, torch.Tensor):
@@ -142,7 +145,8 @@ def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def module_recipe(module: nn.Module) -> dict[str, Any]:
-    """Return the recipe of a network that only its own Python class can build: its pickled structure, without weights."""
+    """Return the recipe of a network that only its own Python class can build: its pickled structure, without "
+    "weights."""
     skeleton = copy.deepcopy(module)
     _convert_state(skeleton, lambda tensor: tensor.to("meta"))
     return {"kind": "module", "pickle": pickle.dumps(skeleton)}

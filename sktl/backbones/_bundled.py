@@ -44,7 +44,8 @@ def bundled_state(name: str) -> dict[str, torch.Tensor]:
     found, expected = hashlib.sha256(data).hexdigest(), bundled_card(name)["sha256"]
     if found != expected:
         raise BackboneError(
-            f"The weights of {name!r} in {str(resource)!r} are damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...). "
+            f"The weights of {name!r} in {str(resource)!r} are damaged (SHA-256 {found[:12]}..., expected "
+            f"{expected[:12]}...). "
             "Install sktl again."
         )
     state = safetensors.torch.load(data)

@@ -53,8 +53,8 @@ def load_backbone(
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from; None is a random start. A network given as such keeps its own.
     data_config : dict, default=None
-        Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
-        ``crop_mode``).
+        Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``,
+        ``crop_pct``, ``crop_mode``).
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None keeps the backbone's own.
 

@@ -68,12 +68,14 @@ def read_weights_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(
-            f"The 'weights' parameter names {str(path)!r}, and there is no such file. Give the path of a .safetensors or .pth file, "
+            f"The 'weights' parameter names {str(path)!r}, and there is no such file. Give the path of a "
+            ".safetensors or .pth file, "
             "weights='pretrained' for the backbone's own weights, or weights=None for a random start."
         )
     if not path.name.endswith(_SAFE_ENDINGS):
         raise BackboneError(
-            f"The 'weights' parameter must be a file that ends in one of {', '.join(_SAFE_ENDINGS)}, got {str(path)!r} instead."
+            f"The 'weights' parameter must be a file that ends in one of {', '.join(_SAFE_ENDINGS)}, got "
+            f"{str(path)!r} instead."
         )
     try:
         return load_state_dict(str(path), device="cpu", weights_only=True)
@@ -98,7 +100,8 @@ def _create_pretrained(architecture: str, **kwargs: Any) -> nn.Module:
 def _not_found_message(architecture: str, error: Exception) -> str:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f"The pretrained weights of backbone={architecture!r} ({_wanted_file(architecture)}) are not in the cache folder "
+        f"The pretrained weights of backbone={architecture!r} ({_wanted_file(architecture)}) are not in the cache "
+        "folder "
         f"{_cache_folder()!r} and could not be fetched: {type(error).__name__}: {first_line} "
         "Without a network, either give a local file with weights='/path/to/model.safetensors', "
         "or use the backbone that ships with sktl, backbone='sktl/tiny'."

@@ -1,6 +1,7 @@
 """Strategies that keep the whole backbone."""
 
 from numbers import Real
+from typing import ClassVar
 
 from sklearn.utils._param_validation import Interval
 
@@ -10,8 +11,8 @@ from sktl.strategies.base import Strategy, TrainableNetwork
 class FeatureExtraction(Strategy):
     """Keep the backbone, fit a new linear head on its embeddings.
 
-    The head is a multinomial logistic regression on standardised embeddings, solved to convergence; each image goes through the
-    backbone once. Also known as linear probing.
+    The head is a multinomial logistic regression on standardised embeddings, solved to convergence; each image goes
+    through the backbone once. Also known as linear probing.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ class FeatureExtraction(Strategy):
     trains_backbone = False
     fits_head_first = True
 
-    _parameter_constraints = {"C": [Interval(Real, 0, None, closed="neither")]}
+    _parameter_constraints: ClassVar[dict] = {"C": [Interval(Real, 0, None, closed="neither")]}
 
     def __init__(self, C: float = 0.1):
         self.C = C

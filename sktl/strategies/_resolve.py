@@ -43,7 +43,8 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
         strategy = _named(strategy)()
     elif not isinstance(strategy, Strategy):
         raise StrategyError(
-            f"The 'strategy' parameter must be one of {sorted(STRATEGIES)} or an object from sktl.strategies, got {strategy!r} instead."
+            f"The 'strategy' parameter must be one of {sorted(STRATEGIES)} or an object from sktl.strategies, got "
+            f"{strategy!r} instead."
         )
     own = clone(strategy)
     if hasattr(own, "_parameter_constraints"):

@@ -1,7 +1,7 @@
 """Strategies that train some or all weights of the backbone."""
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import Interval
 
@@ -34,7 +34,8 @@ class FineTuning(_SlowBackbone):
 
     References
     ----------
-    Yosinski, J., Clune, J., Bengio, Y., Lipson, H.: How transferable are features in deep neural networks? NeurIPS 2014.
+    Yosinski, J., Clune, J., Bengio, Y., Lipson, H.: How transferable are features in deep neural networks? NeurIPS
+    2014.
 
     Examples
     --------
@@ -43,7 +44,7 @@ class FineTuning(_SlowBackbone):
     FineTuning(backbone_lr_scale=0.1)
     """
 
-    _parameter_constraints = {**_SCALE}
+    _parameter_constraints: ClassVar[dict] = {**_SCALE}
 
     def __init__(self, backbone_lr_scale: float = 0.3):
         self.backbone_lr_scale = backbone_lr_scale
@@ -52,7 +53,8 @@ class FineTuning(_SlowBackbone):
 class LinearProbeThenFineTuning(_SlowBackbone):
     """Fit the head on the frozen backbone first, then train every weight.
 
-    A head that fits already does not send large, random gradients into the backbone, which keeps more of what was pretrained.
+    A head that fits already does not send large, random gradients into the backbone, which keeps more of what was
+    pretrained.
 
     Parameters
     ----------
@@ -68,8 +70,8 @@ class LinearProbeThenFineTuning(_SlowBackbone):
 
     References
     ----------
-    Kumar, A., Raghunathan, A., Jones, R., Ma, T., Liang, P.: Fine-Tuning can Distort Pretrained Features and Underperform
-    Out-of-Distribution. ICLR 2022.
+    Kumar, A., Raghunathan, A., Jones, R., Ma, T., Liang, P.: Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution. ICLR 2022.
 
     Examples
     --------
@@ -80,7 +82,7 @@ class LinearProbeThenFineTuning(_SlowBackbone):
 
     fits_head_first = True
 
-    _parameter_constraints = {**_PROBE, **_SCALE}
+    _parameter_constraints: ClassVar[dict] = {**_PROBE, **_SCALE}
 
     def __init__(self, C: float = 0.1, backbone_lr_scale: float = 1.0):
         self.C = C
@@ -93,8 +95,8 @@ class PartialFineTuning(_SlowBackbone):
     Parameters
     ----------
     n_groups : int, default=1
-        How many of the backbone's layer groups are trained, counted from the output. A backbone with fewer groups is trained
-        whole.
+        How many of the backbone's layer groups are trained, counted from the output. A backbone with fewer groups is
+        trained whole.
     C : float, default=0.1
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=1.0
@@ -102,7 +104,8 @@ class PartialFineTuning(_SlowBackbone):
 
     References
     ----------
-    Yosinski, J., Clune, J., Bengio, Y., Lipson, H.: How transferable are features in deep neural networks? NeurIPS 2014.
+    Yosinski, J., Clune, J., Bengio, Y., Lipson, H.: How transferable are features in deep neural networks? NeurIPS
+    2014.
 
     Examples
     --------
@@ -113,7 +116,11 @@ class PartialFineTuning(_SlowBackbone):
 
     fits_head_first = True
 
-    _parameter_constraints = {"n_groups": [Interval(Integral, 1, None, closed="left")], **_PROBE, **_SCALE}
+    _parameter_constraints: ClassVar[dict] = {
+        "n_groups": [Interval(Integral, 1, None, closed="left")],
+        **_PROBE,
+        **_SCALE,
+    }
 
     def __init__(self, n_groups: int = 1, C: float = 0.1, backbone_lr_scale: float = 1.0):
         self.n_groups = n_groups
@@ -131,7 +138,8 @@ class PartialFineTuning(_SlowBackbone):
 class FromScratch(Strategy):
     """Train every weight from a random start: the control that shows what the pretrained weights are worth.
 
-    The backbone gives its architecture alone. Batch normalisation follows the data, since there are no statistics to keep.
+    The backbone gives its architecture alone. Batch normalisation follows the data, since there are no statistics to
+    keep.
 
     Examples
     --------

@@ -19,8 +19,8 @@ class Strategy(BaseEstimator):
     """One way to reuse a pretrained network.
 
     A strategy says what is trained, how fast, and from where. It is a small object of plain parameters, so that
-    ``strategy__<parameter>`` can be searched; all methods are optional. It works on the network, never on the estimator, and on a
-    copy of its own for each fit.
+    ``strategy__<parameter>`` can be searched; all methods are optional. It works on the network, never on the
+    estimator, and on a copy of its own for each fit.
 
     Attributes
     ----------

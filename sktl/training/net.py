@@ -1,6 +1,7 @@
 """The skorch net that trains a network."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -63,10 +64,8 @@ class TransferNet(NeuralNetClassifier):
         if not self.initialized_:
             self.initialize()
         self.notify("on_train_begin", X=X, y=y)
-        try:
+        with suppress(EarlyStop):
             self.fit_loop(X, y)
-        except EarlyStop:
-            pass
         self.notify("on_train_end", X=X, y=y)
         return self
 
