@@ -33,6 +33,7 @@ def build_seeds():
     rgba = Image.fromarray(noise)
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     palette, deep = rgb.quantize(32), Image.fromarray(rng.integers(0, 2**16, (40, 56), dtype=np.uint16))
+    fractions = Image.fromarray(np.asarray(grey, dtype=np.float32) / 255)
     exif = Image.Exif()
     exif[0x0112] = 6
 
@@ -51,7 +52,7 @@ def build_seeds():
         ("TIFF", grey.convert("1"), {"compression": "group4"}), ("TIFF", rgb, frames()),
         ("TIFF", rgb.convert("CMYK"), {}),
         ("WEBP", rgb, {"exif": exif}), ("WEBP", rgba, {"lossless": True}), ("WEBP", rgb, frames()),
-        ("PPM", rgb, {}), ("PPM", grey, {}), ("PPM", deep, {}), ("PPM", grey.convert("F"), {}),
+        ("PPM", rgb, {}), ("PPM", grey, {}), ("PPM", deep, {}), ("PPM", fractions, {}),
     ]  # fmt: skip
     seeds = {}
     for number, (name, image, options) in enumerate(variants):
