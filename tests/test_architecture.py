@@ -32,13 +32,13 @@ LEAVES = ROOMS[-1]
 
 # The rooms that may import a library (the longest matching name counts); numpy, torch, scikit-learn and tqdm are free.
 IMPORTERS = {
-    "PIL": {"inputs"},
+    "PIL": {"inputs", "cli"},  # cli writes sample images
     "timm": {"backbones"},
     "timm.data": {"inputs"},
     "timm.data.resolve_model_data_config": {"backbones"},  # asks a network, knows nothing of images
     "transformers": {"backbones"},
     "torchvision": set(),
-    "joblib": {"embedding"},
+    "joblib": {"embedding", "cli"},
     "sqlite3": {"embedding"},
     "openvino": {"embedding"},
     "peft": {"strategies"},

@@ -1,0 +1,53 @@
+"""The command line: compare ways of transfer, use the winner, list backbones."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from sktl.cli._parser import make_parser
+from sktl.exceptions import SktlError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, default=None
+        The arguments after the program's name; None takes those of the process.
+
+    Returns
+    -------
+    code : int
+        0 if all went well, 1 if some images could not be used, 2 if nothing could be done.
+    """
+    arguments = make_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files are bytes, and need not be text
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return arguments.run(arguments)
+        except (SktlError, ValueError, ArithmeticError, OSError) as error:
+            return _report(error, arguments.traceback)
+        except KeyboardInterrupt:
+            print("sktl: interrupted", file=sys.stderr)
+            return 130
+
+
+def _report(error: Exception, with_traceback: bool) -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, as in `sktl backbones | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if with_traceback:
+        raise error
+    print(f"sktl: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"sktl: warning: {message}", file=sys.stderr)

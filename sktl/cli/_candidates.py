@@ -1,0 +1,153 @@
+"""The ways that `sktl compare` tries: two scikit-learn pipelines, and every strategy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
+
+from sktl.exceptions import BadRow
+from sktl.finetune import FineTuneClassifier
+from sktl.inputs import ImagePreprocessor, RowError, open_rows, raise_bad_rows
+from sktl.strategies import resolve_strategy
+from sktl.transformer import PretrainedFeatureTransformer
+
+
+class SmallPixels(TransformerMixin, BaseEstimator):
+    """Turn images into rows of pixels: shrunk to a square, flattened, one channel if all that ``fit`` saw was grey.
+
+    Parameters
+    ----------
+    size : int, default=32
+        Side of the square.
+    """
+
+    def __init__(self, size=32):
+        self.size = size
+
+    def fit(self, X, y=None):
+        """Learn whether colours matter."""
+        self.fit_transform(X)
+        return self
+
+    def fit_transform(self, X, y=None):
+        """Do the same as ``fit`` and ``transform``, and read the images once."""
+        pixels = self._read(X)
+        self.is_grey_ = bool((pixels == pixels[..., :1]).all())
+        return self._flatten(pixels)
+
+    def transform(self, X):
+        """Return an array of shape (n, size * size * channels)."""
+        check_is_fitted(self)
+        return self._flatten(self._read(X))
+
+    def _read(self, X) -> np.ndarray:
+        shrink = ImagePreprocessor(
+            {
+                "input_size": (3, self.size, self.size),
+                "crop_mode": "squash",
+                "crop_pct": 1.0,
+                "interpolation": "bilinear",
+            }
+        )
+        rows, bad = open_rows(X), []
+        pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        for index in range(len(rows)):
+            try:
+                pixels[index] = shrink(rows[index].pixels())
+            except RowError as error:
+                bad.append(BadRow(index, rows.label(index), str(error)))
+        if bad:
+            raise_bad_rows(bad, len(rows))
+        return pixels
+
+    def _flatten(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels[..., :1] if self.is_grey_ else pixels
+        return pixels.reshape(len(pixels), -1).astype(np.float32)
+
+
+@dataclass
+class Candidate:
+    """One way of transfer.
+
+    Attributes
+    ----------
+    name : str
+        As the table shows it.
+    model : estimator
+        Not fitted.
+    param_grid : dict
+        What its grid search tries.
+    effort : float
+        Passes over the training images that a fit takes, for the progress bar.
+    """
+
+    name: str
+    model: Any
+    param_grid: dict[str, list]
+    effort: float
+
+
+def make_candidates(
+    strategies, network: dict[str, Any], *, pixels_size: int, epochs: int, random_state: int
+) -> list[Candidate]:
+    """Return all ways to try, the cheaper ones first.
+
+    Parameters
+    ----------
+    strategies : sequence of str
+        Names.
+    network : dict
+        Parameters that transformer and classifier share: the backbone and where it runs.
+    pixels_size : int
+        Side of the images for the baseline on raw pixels.
+    epochs : int
+        For the strategies that train the network.
+    random_state : int
+        The seed.
+
+    Returns
+    -------
+    candidates : list of Candidate
+        With names as the table shows them.
+    """
+    pixels = make_pipeline(SmallPixels(pixels_size), StandardScaler(), LogisticRegression(max_iter=2000))
+    embeddings = make_pipeline(
+        PretrainedFeatureTransformer(**network), StandardScaler(), LogisticRegression(max_iter=2000)
+    )
+    network = {**network, "max_epochs": epochs, "random_state": random_state}
+    return [
+        Candidate("raw pixels + LogisticRegression", pixels, {}, 0.1),
+        Candidate("embeddings + LogisticRegression", embeddings, {}, 0.1),
+        *(
+            Candidate(name, FineTuneClassifier(**network), {"strategy": [name]}, _effort(name, epochs))
+            for name in strategies
+        ),
+    ]
+
+
+def _effort(strategy: str, epochs: int) -> float:
+    return float(epochs) if resolve_strategy(strategy).trains_backbone else 0.1
+
+
+def count_parameters(model) -> int:
+    """Count the numbers that a fitted candidate has learnt.
+
+    Parameters
+    ----------
+    model : estimator
+        A fitted classifier, or a pipeline that ends in a linear one.
+
+    Returns
+    -------
+    n_parameters : int
+        Weights and intercepts of the classifier.
+    """
+    last = model[-1] if hasattr(model, "steps") else model
+    if hasattr(last, "trainable_parameters_"):
+        return int(last.trainable_parameters_)
+    return int(last.coef_.size + last.intercept_.size)

@@ -1,0 +1,150 @@
+"""``sktl compare``: cross-validate ways of transfer, show the outcome, keep the winner."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from tqdm import tqdm
+
+from sktl.cli._candidates import Candidate, count_parameters, make_candidates
+from sktl.cli._data import LabelledImages, load_images, without
+from sktl.cli._report import Result, make_table, say_next, write_results
+from sktl.embedding import resolve_device
+from sktl.inputs import RowError, open_rows
+from sktl.strategies import resolve_strategy
+from sktl.transformer import PretrainedFeatureTransformer
+
+
+def run_compare(arguments) -> int:
+    """Compare ways of transfer.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        What was written on the command line.
+
+    Returns
+    -------
+    code : int
+        0.
+    """
+    for strategy in arguments.strategies:
+        resolve_strategy(strategy)
+    images = load_images(
+        arguments.data,
+        test_size=arguments.test_size,
+        n_splits=arguments.cv,
+        max_images=arguments.max_images,
+        random_state=arguments.random_state,
+    )
+    network = _network(arguments, images)
+    _introduce(images, arguments)
+    images = _embed_all(images, network, arguments.cv)
+    candidates = make_candidates(
+        arguments.strategies,
+        network,
+        pixels_size=images.pixels_size,
+        epochs=arguments.epochs,
+        random_state=arguments.random_state,
+    )
+    results = _evaluate_all(candidates, images, arguments.cv, arguments.random_state)
+    print(f"\n{make_table(results)}\n", flush=True)
+    folder = Path(arguments.out or Path("sktl-compare", images.name))
+    title = f"{images.name}: {len(images):,} images, {len(images.classes)} classes, backbone {arguments.backbone}"
+    write_results(folder, results, images, title)
+    say_next(folder, images)
+    return 0
+
+
+def _network(arguments, images: LabelledImages) -> dict[str, Any]:
+    return {
+        "backbone": arguments.backbone,
+        "weights": arguments.weights,
+        "image_size": arguments.image_size or images.image_size,
+        "device": arguments.device,
+        "memory": arguments.memory,
+    }
+
+
+def _introduce(images: LabelledImages, arguments) -> None:
+    print(
+        f"{images.name}: {len(images):,} images of {len(images.classes)} classes; {len(images.train):,} to learn from "
+        f"({arguments.cv}-fold cross-validation), {len(images.test):,} set aside for the test"
+    )
+    for note in images.notes:
+        print(f"  {note}")
+
+
+def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -> LabelledImages:
+    """Embed every image before the clock of any candidate runs, and leave out what cannot be read.
+
+    The embeddings stay in the store of the process. Without this, whichever candidate asks first would pay for all.
+    """
+    started = time.perf_counter()
+    transformer = PretrainedFeatureTransformer(**network, on_error="nan", verbose=int(sys.stderr.isatty()))
+    transformer.fit(images.train.X)
+    side = "x".join(map(str, transformer.backbone_.data_config["input_size"][1:]))
+    print(f"backbone {network['backbone']} at {side} pixels on {resolve_device(network['device'])}", flush=True)
+    bad = [np.isnan(transformer.transform(part.X)[:, 0]) for part in (images.train, images.test)]
+    print(f"embedded all images once, for all that follows: {time.perf_counter() - started:.1f} s\n", flush=True)
+    if not any(part.any() for part in bad):
+        return images
+    for part, is_bad in zip((images.train, images.test), bad, strict=True):
+        _report_bad(part.take(np.flatnonzero(is_bad)).X)
+    return without(images, *bad, n_splits)
+
+
+def _report_bad(X) -> None:
+    for index, path in enumerate(X):
+        reason = "its embedding is not finite"
+        try:
+            open_rows(X)[index].pixels()
+        except RowError as error:
+            reason = str(error)
+        print(f"sktl: warning: {path} is left out: {reason}", file=sys.stderr)
+
+
+def _evaluate_all(
+    candidates: list[Candidate], images: LabelledImages, n_splits: int, random_state: int
+) -> list[Result]:
+    """Cross-validate, refit and test each candidate on the same folds; a line for each as soon as it is done."""
+    folds = StratifiedKFold(n_splits, shuffle=True, random_state=random_state)
+    width = max(len(candidate.name) for candidate in candidates)
+    results = []
+    total = sum(candidate.effort for candidate in candidates) * (n_splits + 1)
+    bar_format = "{desc} |{bar:30}| {percentage:3.0f}%  {elapsed} gone, about {remaining} left"
+    with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, bar_format=bar_format) as bar:
+        for number, candidate in enumerate(candidates, start=1):
+            bar.set_description(f"{candidate.name:{width}}")
+            result = _evaluate(candidate, images, folds, bar)
+            results.append(result)
+            spread = f"{result.cv_mean:.3f} ± {result.cv_std:.3f}"
+            line = f"[{number}/{len(candidates)}] {candidate.name:{width}}  {spread}  {result.seconds:7.1f} s"
+            bar.clear()
+            print(line, flush=True)
+    return results
+
+
+def _evaluate(candidate: Candidate, images: LabelledImages, folds: StratifiedKFold, bar: tqdm) -> Result:
+    def accuracy(model: BaseEstimator, X, y) -> float:
+        score = model.score(X, y)
+        bar.update(candidate.effort)
+        return score
+
+    search = GridSearchCV(candidate.model, candidate.param_grid, scoring=accuracy, cv=folds, error_score="raise")
+    started = time.perf_counter()
+    search.fit(images.train.X, images.train.y)
+    seconds = time.perf_counter() - started
+    bar.update(candidate.effort)
+    return Result(
+        way=candidate.name,
+        cv_scores=[float(search.cv_results_[f"split{fold}_test_score"][0]) for fold in range(folds.n_splits)],
+        test_accuracy=float(search.best_estimator_.score(images.test.X, images.test.y)),
+        trained_parameters=count_parameters(search.best_estimator_),
+        seconds=seconds,
+        model=search.best_estimator_,
+    )

@@ -1,0 +1,207 @@
+"""What can be written on the command line, and what the help says about it."""
+
+import argparse
+from collections.abc import Callable
+from importlib.metadata import version
+
+STRATEGIES = ("feature_extraction", "lp_ft", "partial", "fine_tuning", "from_scratch")
+
+_MAIN_EXAMPLES = """\
+examples:
+  sktl compare digits                     try every way of transfer on scikit-learn's handwritten digits
+  sktl compare birds                      ... on your pictures: birds/heron/*.jpg, birds/stork/*.jpg, ...
+  sktl predict sktl-compare/birds/model.joblib holiday/
+  sktl backbones mobilenet
+"""
+
+_COMPARE_TEXT = """\
+Find out which way of transfer suits your pictures.
+
+Sets a part of the images aside for the test, cross-validates every strategy of FineTuneClassifier on the others,
+beside a logistic regression on the embeddings and one on the raw pixels, prints a table, draws it, and saves the way
+with the best cross-validated accuracy, fitted to all training images, as a model for `sktl predict`.
+"""
+
+_COMPARE_EXAMPLES = """\
+folders:
+  DIR/<class>/<image files>      a part of them is set aside for the test
+  DIR/train/<class>/<...> and DIR/test/<class>/<...>      the split is yours
+
+examples:
+  sktl compare digits
+  sktl compare birds --strategies feature_extraction,lp_ft --epochs 3
+  sktl compare birds --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors --image-size 128
+"""
+
+_PREDICT_TEXT = """\
+Predict the class of image files with a model that `sktl compare` saved.
+
+Prints one line per file: its name, the class, and the probability of the class. A file that cannot be read is
+reported, and the others are predicted all the same; the exit status is then 1.
+
+The model is a pickle, and reading a pickle runs what is inside: use only models from people you trust.
+"""
+
+_PREDICT_EXAMPLES = """\
+examples:
+  sktl predict sktl-compare/birds/model.joblib holiday/ one-more.jpg
+  sktl predict sktl-compare/birds/model.joblib holiday/ --proba --csv > holiday.csv
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keep line breaks, and leave room for the names of options."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; ``run`` in what it parses is the function to call.
+
+    Returns
+    -------
+    parser : argparse.ArgumentParser
+        With one sub-parser per command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sktl",
+        description="Transfer learning that feels like scikit-learn.",
+        epilog=_MAIN_EXAMPLES,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sktl {version('sktl')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_compare(commands)
+    _add_predict(commands)
+    _add_backbones(commands)
+    return parser
+
+
+def _add_command(commands, name: str, run: Callable, **texts: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, formatter_class=_Formatter, **texts)
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_compare(commands) -> None:
+    command = _add_command(
+        commands,
+        "compare",
+        _run_compare,
+        help="find out which way of transfer suits your pictures",
+        description=_COMPARE_TEXT,
+        epilog=_COMPARE_EXAMPLES,
+    )
+    command.add_argument("data", metavar="digits|DIR", help="scikit-learn's handwritten digits, or a folder of images")
+    network = command.add_argument_group("the network")
+    network.add_argument("--backbone", default="sktl/tiny", metavar="NAME", help="see `sktl backbones` (%(default)s)")
+    network.add_argument(
+        "--weights",
+        default="pretrained",
+        metavar="FILE",
+        help="a .safetensors or .pth file with the backbone's weights (its published ones)",
+    )
+    network.add_argument(
+        "--image-size", type=_at_least(8), metavar="N", help="side in pixels (the backbone's own; 32 for digits)"
+    )
+    network.add_argument("--device", default="auto", help="cpu, cuda, mps (%(default)s: the fastest there is)")
+    network.add_argument("--memory", metavar="DIR", help="folder in which embeddings are kept for the next run")
+    _add_experiment(command.add_argument_group("the comparison"))
+
+
+def _add_experiment(group) -> None:
+    group.add_argument(
+        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"some of {','.join(STRATEGIES)} (all)"
+    )
+    group.add_argument(
+        "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (%(default)s)"
+    )
+    group.add_argument(
+        "--cv", type=_at_least(2), default=3, metavar="K", help="folds of the cross-validation (%(default)s)"
+    )
+    group.add_argument(
+        "--test-size", type=_fraction, default=0.25, metavar="F", help="share set aside for the test (%(default)s)"
+    )
+    group.add_argument(
+        "--max-images", type=_at_least(10), metavar="N", help="use a random part of the images, to be quicker (all)"
+    )
+    group.add_argument("--random-state", type=_at_least(0), default=0, metavar="N", help="the seed (%(default)s)")
+    group.add_argument("--out", metavar="DIR", help="where the results are written (sktl-compare/<name of the data>)")
+
+
+def _add_predict(commands) -> None:
+    command = _add_command(
+        commands,
+        "predict",
+        _run_predict,
+        help="predict the class of image files with a saved model",
+        description=_PREDICT_TEXT,
+        epilog=_PREDICT_EXAMPLES,
+    )
+    command.add_argument("model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote")
+    command.add_argument("images", nargs="+", metavar="FILE|DIR", help="image files, or folders of them")
+    command.add_argument("--proba", action="store_true", help="print the probability of every class")
+    command.add_argument("--csv", action="store_true", help="print comma-separated values with a header")
+
+
+def _add_backbones(commands) -> None:
+    command = _add_command(
+        commands,
+        "backbones",
+        _run_backbones,
+        help="list the pretrained networks",
+        description="List what can be named as --backbone: the networks that ship with sktl, then timm's.",
+        epilog="examples:\n  sktl backbones mobilenet\n  sktl backbones 'resnet50*'\n",
+    )
+    command.add_argument("filter", nargs="?", default="", metavar="FILTER", help="a part of the name, or a wildcard")
+    command.add_argument("--all", action="store_true", help="also those without published weights")
+
+
+def _run_compare(arguments) -> int:
+    from sktl.cli._compare import run_compare
+
+    return run_compare(arguments)
+
+
+def _run_predict(arguments) -> int:
+    from sktl.cli._predict import run_predict
+
+    return run_predict(arguments)
+
+
+def _run_backbones(arguments) -> int:
+    from sktl.cli._backbones import run_backbones
+
+    return run_backbones(arguments)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r} instead")
+        return value
+
+    return number
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r} instead")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError(f"must name at least one of {','.join(STRATEGIES)}")
+    return names

@@ -1,0 +1,231 @@
+"""Plots in scikit-learn's manner: a Display keeps what is drawn, and ``plot`` draws it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sktl._deps import import_extra
+
+__all__ = ["StrategyComparisonDisplay"]
+
+# Okabe and Ito's colours, which the colour-blind tell apart; the shapes of the marks differ besides.
+_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#8a8f94"
+
+
+class StrategyComparisonDisplay:
+    """How ways of transfer compare: accuracy with its spread, and what it took.
+
+    Make one with :meth:`from_results` or :meth:`from_cv_results`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The ways of transfer.
+    cv_mean, cv_std : array-like of shape (n,)
+        Mean and standard deviation of the cross-validated accuracy.
+    test_score : array-like of shape (n,), default=None
+        Accuracy on images set aside.
+    seconds : array-like of shape (n,), default=None
+        What each took.
+    title : str, default=None
+        Above the plot.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib Axes
+        One for accuracy and, where ``seconds`` is known and there is room, one for time.
+    figure_ : matplotlib Figure
+        The figure that they are in.
+
+    See Also
+    --------
+    sklearn.model_selection.GridSearchCV : Its ``cv_results_`` can be drawn.
+
+    Examples
+    --------
+    >>> from sktl.plots import StrategyComparisonDisplay
+    >>> results = [
+    ...     {"way": "lp_ft", "cv_accuracy": 0.97, "cv_std": 0.01, "test_accuracy": 0.98, "seconds": 31.0},
+    ...     {"way": "from_scratch", "cv_accuracy": 0.91, "cv_std": 0.02, "test_accuracy": 0.90, "seconds": 30.0},
+    ... ]
+    >>> StrategyComparisonDisplay.from_results(results).names
+    ['lp_ft', 'from_scratch']
+    """
+
+    def __init__(self, names, cv_mean, cv_std, *, test_score=None, seconds=None, title=None):
+        self.names = names
+        self.cv_mean = cv_mean
+        self.cv_std = cv_std
+        self.test_score = test_score
+        self.seconds = seconds
+        self.title = title
+
+    @classmethod
+    def from_results(cls, results, *, title=None):
+        """Take over the rows of the table that ``sktl compare`` writes.
+
+        Parameters
+        ----------
+        results : sequence of dict or DataFrame
+            Rows with "way", "cv_accuracy" and "cv_std" and, if known, "test_accuracy" and "seconds".
+        title : str, default=None
+            Above the plot.
+
+        Returns
+        -------
+        display : StrategyComparisonDisplay
+            Nothing is drawn yet.
+        """
+        rows: Sequence[Mapping[str, Any]] = results.to_dict("records") if hasattr(results, "to_dict") else list(results)
+        if not rows:
+            raise ValueError("results holds no rows; at least one is needed.")
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return cls(
+            [str(name) for name in columns["way"]],
+            columns["cv_accuracy"],
+            columns["cv_std"],
+            test_score=columns.get("test_accuracy"),
+            seconds=columns.get("seconds"),
+            title=title,
+        )
+
+    @classmethod
+    def from_cv_results(cls, cv_results, *, param="strategy", title=None):
+        """Take over the outcome of a grid search over ``strategy``.
+
+        Parameters
+        ----------
+        cv_results : dict
+            The ``cv_results_`` of a fitted :class:`~sklearn.model_selection.GridSearchCV`.
+        param : str, default="strategy"
+            The parameter whose values name the ways, as in the grid.
+        title : str, default=None
+            Above the plot.
+
+        Returns
+        -------
+        display : StrategyComparisonDisplay
+            Nothing is drawn yet; its seconds are the mean time of a fit.
+        """
+        return cls(
+            [str(value) for value in cv_results[f"param_{param}"]],
+            cv_results["mean_test_score"],
+            cv_results["std_test_score"],
+            seconds=cv_results["mean_fit_time"],
+            title=title,
+        )
+
+    def plot(self, ax=None):
+        """Draw the best way at the top.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw the accuracy alone; None makes a figure with time beside it.
+
+        Returns
+        -------
+        display : StrategyComparisonDisplay
+            With ``axes_`` and ``figure_``.
+        """
+        if ax is not None:
+            return self._draw([ax])
+        pyplot = import_extra("matplotlib.pyplot", extra="plots", caller="StrategyComparisonDisplay.plot")
+        return self._draw_on(pyplot.figure(**self._figure_options()))
+
+    def save(self, path, *, format="png", dpi=150):
+        """Draw on a figure of its own, and write it to a file; no window, no state of pyplot.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        format : str, default="png"
+            A format that matplotlib writes.
+        dpi : int, default=150
+            Pixels per inch.
+        """
+        figure = import_extra("matplotlib.figure", extra="plots", caller="StrategyComparisonDisplay.save").Figure
+        self._draw_on(figure(**self._figure_options())).figure_.savefig(Path(path), format=format, dpi=dpi)
+
+    def _figure_options(self) -> dict[str, Any]:
+        return {"figsize": (9.5, 1.9 + 0.42 * len(self.names)), "layout": "constrained"}
+
+    def _draw_on(self, figure):
+        if self.seconds is None:
+            axes = [figure.subplots()]
+        else:
+            axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [2.6, 1]})
+        if self.title:
+            figure.suptitle(self.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return self._draw(axes)
+
+    def _draw(self, axes):
+        order = np.argsort(-np.asarray(self.cv_mean, dtype=float), kind="stable")
+        self._draw_accuracy(axes[0], order)
+        for ax in axes[1:]:
+            self._draw_seconds(ax, order)
+        if len(axes) == 1 and self.title and axes[0].figure.get_suptitle() == "":
+            axes[0].set_title(self.title)
+        self.axes_ = np.asarray(axes, dtype=object)
+        self.figure_ = axes[0].figure
+        return self
+
+    def _draw_accuracy(self, ax, order) -> None:
+        mean, std = (np.asarray(values, dtype=float)[order] for values in (self.cv_mean, self.cv_std))
+        places = np.arange(len(order))
+        ax.errorbar(
+            mean,
+            places,
+            xerr=std,
+            fmt="o",
+            color=_BLUE,
+            markersize=7,
+            capsize=4,
+            label="cross-validation, mean ± std",
+            zorder=3,
+        )
+        if self.test_score is not None:
+            test = np.asarray(self.test_score, dtype=float)[order]
+            ax.plot(test, places + 0.22, "D", color=_VERMILION, markersize=5.5, label="test", zorder=3)
+        for place, value, spread in zip(places, mean, std, strict=True):
+            ax.text(
+                1.01, place, f"{value:.3f} ± {spread:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=9
+            )
+        ax.set_yticks(places, [self.names[index] for index in order])
+        ax.get_yticklabels()[0].set_fontweight("bold")
+        ax.set_ylim(len(order) - 0.5, -0.5)
+        ax.margins(x=0.06)
+        ax.set_xlabel("accuracy")
+        handles, labels = ax.get_legend_handles_labels()  # matplotlib puts points with error bars last
+        ax.legend(
+            handles[::-1],
+            labels[::-1],
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            frameon=False,
+            borderaxespad=0.2,
+        )
+        _tidy(ax, grid="x")
+
+    def _draw_seconds(self, ax, order) -> None:
+        seconds = np.asarray(self.seconds, dtype=float)[order]
+        bars = ax.barh(np.arange(len(order)), seconds, height=0.5, color=_GREY)
+        ax.bar_label(
+            bars, [f"{value:.1f}" if value < 100 else f"{value:,.0f}" for value in seconds], padding=4, fontsize=9
+        )
+        ax.margins(x=0.24)
+        ax.set_xlabel("seconds")
+        ax.tick_params(axis="y", labelleft=False)
+        _tidy(ax)
+
+
+def _tidy(ax, grid: str | None = None) -> None:
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_axisbelow(True)
+    if grid:
+        ax.grid(axis=grid, color="#dddddd", linewidth=0.8)
