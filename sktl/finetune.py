@@ -1,40 +1,22 @@
 """A pretrained network with a new head as a scikit-learn classifier."""
 
 import time
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_consistent_length, check_is_fitted
 
-from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
-from sktl.embedding import resolve_device
-from sktl.inputs import ImagePreprocessor
-from sktl.strategies import Strategy, resolve_strategy
-from sktl.training import (
-    StopEarly,
-    Targets,
-    TrainingData,
-    ValidScore,
-    build_network,
-    fit_linear_head,
-    make_net,
-    merge_duplicates,
-    restore_network,
-    train,
-    trained_backbone,
-)
-
-EARLY_STOPPING_FROM = 10_000
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
+from sktl.strategies import resolve_strategy
+from sktl.training import Targets
 
 
-class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
+class FineTuneClassifier(ClassifierMixin, FineTuner):
     """Classify images with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
@@ -142,20 +124,8 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        **SHARED_CONSTRAINTS,
-        "strategy": [str, Strategy],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        **TRAINING_CONSTRAINTS,
         "class_weight": [dict, StrOptions({"balanced"}), None],
-        "early_stopping": ["boolean", StrOptions({"auto"})],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "random_state": ["random_state"],
-        "callbacks": [list, None],
-        "net_params": [dict, None],
     }
 
     def __init__(
@@ -211,24 +181,6 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         self.net_params = net_params
         self.verbose = verbose
 
-    def set_params(self, **params):
-        """Set parameters; a strategy given by name becomes an object where one of its own parameters is set.
-
-        Parameters
-        ----------
-        **params : dict
-            Among them ``strategy__<parameter>``.
-
-        Returns
-        -------
-        self : FineTuneClassifier
-            The same object.
-        """
-        strategy = params.get("strategy", self.strategy)
-        if isinstance(strategy, str) and any(key.startswith("strategy__") for key in params):
-            params["strategy"] = resolve_strategy(strategy)
-        return super().set_params(**params)
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
         """Fit the head, and train what the strategy trains.
@@ -250,152 +202,62 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
         self : FineTuneClassifier
             Fitted.
         """
-        started = time.perf_counter()
-        self.strategy_ = resolve_strategy(self.strategy)
-        backbone = self._load_backbone()
-        rows, targets = self._check_training_rows(X, y, sample_weight, backbone)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
-        if validation is None:
-            rows, targets, validation = self._hold_out(rows, targets, seed)
-        rows, targets = merge_duplicates(rows, targets)
-        network = build_network(backbone, len(self.classes_), self.strategy_, seed)
-        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        self.history_: list[dict[str, Any]] = []
-        if self.strategy_.fits_head_first:
-            self._fit_head(network, rows, targets, backbone)
-        self.net_ = self._make_net(network)
-        if self.strategy_.trains_backbone:
-            self._train(rows, targets, validation, backbone, seed)
-            backbone = trained_backbone(backbone, network)
-        else:
-            self.net_.initialize()
-        self.strategy_.finish(network)
-        self.backbone_ = backbone
-        self._n_features_out = backbone.width
-        self.fit_seconds_ = time.perf_counter() - started
+        with as_before_on_failure(self):
+            started = time.perf_counter()
+            self.strategy_ = resolve_strategy(self.strategy)
+            backbone = self._load_backbone()
+            rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone)
+            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+            validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
+            if validation is None:
+                rows, targets, validation = self._hold_out(rows, targets, seed)
+            if self.validation_indices_ is not None:
+                self.validation_indices_ = counting[self.validation_indices_]
+            self._fit_network(rows, targets, validation, backbone, len(self.classes_), seed)
+            self.fit_seconds_ = time.perf_counter() - started
         return self
 
     def _check_training_rows(self, X, y, sample_weight, backbone):
-        """Return the rows that count, with class indices and weights."""
+        """Return the rows that have weight, their class indices and weights, and their positions in X."""
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
         X = self._check_input(X, reset=True)
-        y = self._check_labels(X, y)
-        sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-        counts = np.flatnonzero(sample_weight > 0)
-        if len(counts) == 0:
-            raise ValueError("The 'sample_weight' parameter gives weight to no row.")
-        self.classes_, target = np.unique(y[counts], return_inverse=True)
+        y, sample_weight = self._check_targets(X, y, sample_weight)
+        counting = np.flatnonzero(sample_weight)
+        self.classes_, target = np.unique(y[counting], return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes in y, got 1 class instead: {self.classes_[0]!r}."
             )
         self._learn_scaling(X, sample_weight)
+        weight = sample_weight[counting]
         class_weight = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=y[counts], sample_weight=sample_weight[counts]
+            self.class_weight, classes=self.classes_, y=y[counting], sample_weight=weight
         )
-        rows = self._open_rows(X, backbone)
-        if len(counts) < len(y):
-            rows = rows.take(counts)
-        return rows, Targets(target, sample_weight[counts] * class_weight[target])
-
-    def _check_labels(self, X, y) -> np.ndarray:
-        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
-        check_consistent_length(X, y)
-        check_classification_targets(y)
-        return y
+        rows = self._open_rows(X, backbone).take(counting)
+        return rows, Targets(target, weight * class_weight[target]), counting
 
     def _check_validation_rows(self, X, y, sample_weight, backbone):
+        self.validation_indices_ = None
         if X is None:
             return None
         X = self._check_input(X, reset=False)
-        y = self._check_labels(X, y)
+        y, sample_weight = self._check_targets(X, y, sample_weight)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"y_val holds labels that y does not: {unknown[:5].tolist()}.")
-        weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-        return self._open_rows(X, backbone), Targets(np.searchsorted(self.classes_, y), weight)
+        counting = np.flatnonzero(sample_weight)
+        target = np.searchsorted(self.classes_, y[counting])
+        return self._open_rows(X, backbone).take(counting), Targets(target, sample_weight[counting])
 
-    def _hold_out(self, rows, targets: Targets, seed: int):
-        """Split off validation rows, if early stopping wants them."""
-        self.validation_indices_ = None
-        wanted = len(targets) >= EARLY_STOPPING_FROM if self.early_stopping == "auto" else self.early_stopping
-        if not wanted or not self.strategy_.trains_backbone:
-            return rows, targets, None
-        rarest = np.bincount(targets.values).min()
-        n_valid = int(np.ceil(self.validation_fraction * len(targets)))
-        if rarest < 2 or n_valid < len(self.classes_):
-            raise ValueError(
-                f"early_stopping holds out {n_valid} of {len(targets)} rows, stratified over {len(self.classes_)} "
-                "classes, of which the "
-                f"rarest has {rarest} rows. Give more rows, a larger validation_fraction, X_val and y_val, or "
-                "early_stopping=False."
-            )
-        kept, held_out = train_test_split(
-            np.arange(len(targets)), test_size=n_valid, stratify=targets.values, random_state=seed
-        )
-        self.validation_indices_ = np.sort(held_out)
-        kept = np.sort(kept)
-        validation = rows.take(self.validation_indices_), targets.take(self.validation_indices_)
-        return rows.take(kept), targets.take(kept), validation
-
-    def _fit_head(self, network, rows, targets: Targets, backbone) -> None:
-        started = time.perf_counter()
-        embeddings = self._embed(rows, backbone)
-        loss = fit_linear_head(network.head, embeddings, targets.values, targets.weight, self.strategy_.C)
-        self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
-
-    def _make_net(self, network):
-        return make_net(
-            network,
-            self.strategy_,
-            learning_rate=self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            device=resolve_device(self.device),
-            verbose=int(self.verbose),
-            callbacks=self.callbacks or (),
-            net_params=self.net_params,
-        )
-
-    def _train(self, rows, targets: Targets, validation, backbone, seed: int) -> None:
-        preprocess = ImagePreprocessor(backbone.data_config)
-        data = TrainingData(rows, targets, preprocess)
-        valid = None if validation is None else TrainingData(*validation, preprocess)
-        extra = []
-        if valid is not None:
-            extra = [("valid_acc", ValidScore("valid_acc", _is_correct))]
-        if valid is not None and self.early_stopping:
-            extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
-        train(self.net_, data, valid, seed, extra)
-        self.history_ += [
-            {"phase": "network", **{key: value for key, value in epoch.items() if key != "batches"}}
-            for epoch in self.net_.history
-        ]
-
-    def transform(self, X) -> np.ndarray:
-        """Compute the embeddings that the head works on.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        embeddings : ndarray of shape (n, width), float32
-            From the fine-tuned backbone, where the strategy trains it.
-        """
-        check_is_fitted(self)
-        X = self._check_input(X, reset=False)
-        return self._embed(self._open_rows(X, self.backbone_), self.backbone_)
-
-    def _logits(self, X) -> np.ndarray:
-        head = self.net_.module_.head
-        with torch.inference_mode():
-            return head(torch.from_numpy(self.transform(X))).numpy()
+    def _check_targets(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray]:
+        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
+        check_consistent_length(X, y)
+        check_classification_targets(y)
+        sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        if not sample_weight.any():
+            raise ValueError("The sample weights must not all be zero: no row would count.")
+        return y, sample_weight
 
     def decision_function(self, X) -> np.ndarray:
         """Compute the head's output.
@@ -411,7 +273,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
             One column per class; with two classes, how much the second is favoured.
         """
         check_is_fitted(self)
-        logits = self._logits(X)
+        logits = self._outputs(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X) -> np.ndarray:
@@ -428,7 +290,7 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
             Rows sum to 1; columns in the order of ``classes_``.
         """
         check_is_fitted(self)
-        return torch.softmax(torch.from_numpy(self._logits(X)), dim=1).numpy()
+        return torch.softmax(torch.from_numpy(self._outputs(X)), dim=1).numpy()
 
     def predict(self, X) -> np.ndarray:
         """Predict labels.
@@ -444,22 +306,4 @@ class FineTuneClassifier(EmbeddingMixin, ClassifierMixin, ImageEstimator):
             Of the type of ``classes_``.
         """
         check_is_fitted(self)
-        return self.classes_[self._logits(X).argmax(axis=1)]
-
-    def __getstate__(self):
-        state = dict(super().__getstate__())
-        if "net_" in state:
-            network = state.pop("net_").module_
-            state["_head"] = {name: value.numpy() for name, value in network.head.state_dict().items()}
-        return state
-
-    def __setstate__(self, state):
-        state = dict(state)
-        head = state.pop("_head", None)
-        super().__setstate__(state)
-        if head is not None:
-            self.net_ = self._make_net(restore_network(self.backbone_, self.strategy_, head)).initialize()
-
-
-def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (logits.argmax(dim=1) == target).float()
+        return self.classes_[self._outputs(X).argmax(axis=1)]

@@ -22,6 +22,7 @@ ROOMS = [
     {"training"},
     {"persistence"},
     {"_base"},
+    {"_finetuning"},
     {"transformer", "finetune"},
     {"selection"},
     {"plots", "distributed", "serving", "cli", "__main__"},  # leaves

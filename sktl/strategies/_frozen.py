@@ -16,8 +16,10 @@ class FeatureExtraction(Strategy):
 
     Parameters
     ----------
-    C : float, default=0.1
-        Inverse strength of the head's L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`.
+    C : float, default=10.0
+        Inverse strength of the head's L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`. It acts on
+        embeddings that are standardised and divided by the square root of their width, so that it means the same for
+        every backbone.
 
     See Also
     --------
@@ -40,7 +42,7 @@ class FeatureExtraction(Strategy):
 
     _parameter_constraints: ClassVar[dict] = {"C": [Interval(Real, 0, None, closed="neither")]}
 
-    def __init__(self, C: float = 0.1):
+    def __init__(self, C: float = 10.0):
         self.C = C
 
     def prepare(self, network: TrainableNetwork) -> None:

@@ -58,9 +58,9 @@ class LinearProbeThenFineTuning(_SlowBackbone):
 
     Parameters
     ----------
-    C : float, default=0.1
+    C : float, default=10.0
         Inverse strength of the L2 penalty of the first phase, as in :class:`~sklearn.linear_model.LogisticRegression`.
-    backbone_lr_scale : float, default=1.0
+    backbone_lr_scale : float, default=0.3
         The backbone's learning rate in the second phase, as a fraction of the head's.
 
     See Also
@@ -84,7 +84,7 @@ class LinearProbeThenFineTuning(_SlowBackbone):
 
     _parameter_constraints: ClassVar[dict] = {**_PROBE, **_SCALE}
 
-    def __init__(self, C: float = 0.1, backbone_lr_scale: float = 1.0):
+    def __init__(self, C: float = 10.0, backbone_lr_scale: float = 0.3):
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale
 
@@ -97,9 +97,9 @@ class PartialFineTuning(_SlowBackbone):
     n_groups : int, default=1
         How many of the backbone's layer groups are trained, counted from the output. A backbone with fewer groups is
         trained whole.
-    C : float, default=0.1
+    C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
-    backbone_lr_scale : float, default=1.0
+    backbone_lr_scale : float, default=0.3
         Learning rate of the trained layers, as a fraction of the head's.
 
     References
@@ -122,7 +122,7 @@ class PartialFineTuning(_SlowBackbone):
         **_SCALE,
     }
 
-    def __init__(self, n_groups: int = 1, C: float = 0.1, backbone_lr_scale: float = 1.0):
+    def __init__(self, n_groups: int = 1, C: float = 10.0, backbone_lr_scale: float = 0.3):
         self.n_groups = n_groups
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale

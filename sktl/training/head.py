@@ -7,9 +7,9 @@ from torch import nn
 
 
 def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray, weight: np.ndarray, C: float) -> float:
-    """Fit a multinomial logistic regression on standardised embeddings, and write it into a linear layer.
+    """Fit a multinomial logistic regression on scaled embeddings, and write it into a linear layer.
 
-    The standardisation is folded into the layer's weights, so that the layer takes plain embeddings.
+    The scaling is folded into the layer's weights, so that the layer takes plain embeddings.
 
     Parameters
     ----------
@@ -22,7 +22,8 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray,
     weight : ndarray of float, shape (n,)
         Sample weights, all positive.
     C : float
-        Inverse strength of the L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`.
+        Inverse strength of the L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`; it acts on
+        embeddings that are standardised and divided by the square root of their width.
 
     Returns
     -------
@@ -33,14 +34,16 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray,
     mean = np.average(embeddings, axis=0, weights=weight)
     std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=weight))
     std[std < 1e-6 * max(float(std.max()), 1e-12)] = 1.0  # a constant feature says nothing
+    scale = std * np.sqrt(embeddings.shape[1])
+    scaled = (embeddings - mean) / scale
     model = LogisticRegression(C=C, tol=1e-5, max_iter=1000)
-    model.fit((embeddings - mean) / std, target, sample_weight=weight)
+    model.fit(scaled, target, sample_weight=weight)
     coef, intercept = _one_row_per_class(model)
-    coef = coef / std
+    coef = coef / scale
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(coef))
         head.bias.copy_(torch.from_numpy(intercept - coef @ mean))
-    log_proba = model.predict_log_proba((embeddings - mean) / std)
+    log_proba = model.predict_log_proba(scaled)
     return float(-np.average(log_proba[np.arange(len(target)), target], weights=weight))
 
 

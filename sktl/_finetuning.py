@@ -1,0 +1,201 @@
+"""What the estimators share that train a network: the phases of fit, and what is kept of them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
+from sktl.backbones import Backbone
+from sktl.embedding import resolve_device
+from sktl.inputs import ImagePreprocessor
+from sktl.strategies import Strategy, resolve_strategy
+from sktl.training import (
+    StopEarly,
+    Targets,
+    TrainingData,
+    ValidScore,
+    build_network,
+    fit_linear_head,
+    make_net,
+    merge_duplicates,
+    restore_network,
+    train,
+    trained_backbone,
+)
+
+TRAINING_CONSTRAINTS: dict[str, list] = {
+    **SHARED_CONSTRAINTS,
+    "strategy": [str, Strategy],
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "early_stopping": ["boolean", StrOptions({"auto"})],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "random_state": ["random_state"],
+    "callbacks": [list, None],
+    "net_params": [dict, None],
+}
+
+EARLY_STOPPING_FROM = 10_000
+
+
+@contextmanager
+def as_before_on_failure(estimator: BaseEstimator) -> Iterator[None]:
+    """Put an estimator's attributes back if the block fails or is interrupted: half-trained never passes for fitted."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+class FineTuner(EmbeddingMixin, ImageEstimator):
+    """Train a head, and as much of the backbone as the strategy says."""
+
+    def set_params(self, **params):
+        """Set parameters; a strategy given by name becomes an object where one of its own parameters is set.
+
+        Parameters
+        ----------
+        **params : dict
+            Among them ``strategy__<parameter>``.
+
+        Returns
+        -------
+        self : estimator
+            The same object.
+        """
+        strategy = params.get("strategy", self.strategy)
+        if isinstance(strategy, str) and any(key.startswith("strategy__") for key in params):
+            params["strategy"] = resolve_strategy(strategy)
+        return super().set_params(**params)
+
+    def _fit_network(self, rows, targets: Targets, validation, backbone: Backbone, n_outputs: int, seed: int) -> None:
+        """Run the phases of the strategy: the head alone on embeddings, then the network."""
+        rows, targets = merge_duplicates(rows, targets)
+        network = build_network(backbone, n_outputs, self.strategy_, seed)
+        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        self.history_: list[dict[str, Any]] = []
+        if self.strategy_.fits_head_first:
+            self._fit_head(network, rows, targets, backbone)
+        self.net_ = self._make_net(network)
+        if self.strategy_.trains_backbone:
+            self._train(rows, targets, validation, backbone, seed)
+            self.backbone_ = trained_backbone(backbone, network)
+        else:
+            self.net_.initialize()
+            self.backbone_ = backbone
+        self._n_features_out = backbone.width
+
+    def _hold_out(self, rows, targets: Targets, seed: int):
+        """Split off validation rows, stratified, if early stopping wants them."""
+        self.validation_indices_ = None
+        wanted = len(targets) >= EARLY_STOPPING_FROM if self.early_stopping == "auto" else self.early_stopping
+        if not wanted or not self.strategy_.trains_backbone:
+            return rows, targets, None
+        n_valid = int(np.ceil(self.validation_fraction * len(targets)))
+        counts = np.bincount(targets.values)
+        if counts.min() < 2 or n_valid < len(counts):
+            raise ValueError(
+                f"early_stopping holds out {n_valid} of {len(targets)} rows, stratified over {len(counts)} classes, "
+                f"and the rarest class has {counts.min()}. Give more rows, a larger validation_fraction, X_val and "
+                "y_val, or early_stopping=False."
+            )
+        kept, held_out = (
+            np.sort(part)
+            for part in train_test_split(
+                np.arange(len(targets)), test_size=n_valid, stratify=targets.values, random_state=seed
+            )
+        )
+        self.validation_indices_ = held_out
+        return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out))
+
+    def _fit_head(self, network, rows, targets: Targets, backbone) -> None:
+        started = time.perf_counter()
+        embeddings = self._embed(rows, backbone)
+        loss = fit_linear_head(network.head, embeddings, targets.values, targets.weight, self.strategy_.C)
+        self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
+
+    def _make_net(self, network):
+        return make_net(
+            network,
+            self.strategy_,
+            learning_rate=self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            device=resolve_device(self.device),
+            verbose=int(self.verbose),
+            callbacks=self.callbacks or (),
+            net_params=self.net_params,
+        )
+
+    def _train(self, rows, targets: Targets, validation, backbone, seed: int) -> None:
+        preprocess = ImagePreprocessor(backbone.data_config)
+        data = TrainingData(rows, targets, preprocess)
+        valid = None if validation is None else TrainingData(*validation, preprocess)
+        extra = []
+        if valid is not None:
+            extra = [("valid_acc", ValidScore("valid_acc", _is_correct))]
+        if valid is not None and self.early_stopping:
+            extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
+        train(self.net_, data, valid, seed, extra)
+        self.history_ += [
+            {"phase": "network", **{key: value for key, value in epoch.items() if key != "batches"}}
+            for epoch in self.net_.history
+        ]
+
+    def transform(self, X) -> np.ndarray:
+        """Compute the embeddings that the head works on.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, width), float32
+            From the fine-tuned backbone, where the strategy trains it.
+        """
+        check_is_fitted(self)
+        X = self._check_input(X, reset=False)
+        return self._embed(self._open_rows(X, self.backbone_), self.backbone_)
+
+    def _outputs(self, X) -> np.ndarray:
+        """Return the head's output of shape (n, n_outputs), float32."""
+        embeddings = self.transform(X)
+        with torch.inference_mode():
+            return self.net_.module_.head(torch.from_numpy(embeddings)).numpy()
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        if "net_" in state:
+            network = state.pop("net_").module_
+            state["_head"] = {name: value.numpy() for name, value in network.head.state_dict().items()}
+        return state
+
+    def __setstate__(self, state):
+        state = dict(state)
+        head = state.pop("_head", None)
+        super().__setstate__(state)
+        if head is not None:
+            self.net_ = self._make_net(restore_network(self.backbone_, self.strategy_, head)).initialize()
+
+
+def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (logits.argmax(dim=1) == target).float()
