@@ -242,7 +242,8 @@ def _openvino_program(runner, batch, dtype):
         "INFERENCE_NUM_THREADS": str(runner.share.cores),
         "ENABLE_CPU_PINNING": "NO",
     }
-    compiled = _openvino_core().compile_model(openvino.convert_model(exported), "CPU", config)
+    model = openvino.convert_model(exported)
+    compiled = _openvino_core(os.getpid()).compile_model(model, "CPU", config)
     local = threading.local()
 
     def program(batch):
@@ -255,7 +256,7 @@ def _openvino_program(runner, batch, dtype):
 
 
 @functools.cache
-def _openvino_core():
+def _openvino_core(process_id):
     return import_extra("openvino", extra="openvino", caller='runtime="openvino"').Core()
 
 
@@ -297,10 +298,16 @@ class RunnerCache:
 
     def __init__(self, max_runners=_MAX_RUNNERS):
         self.max_runners = max_runners
+        self._left = []
+        self.reset()
+
+    def leave_to_parent(self):
+        """Start anew in a forked child: locks may be held, and runners waited for, by threads that are not there."""
+        self._left.append(self._runners)  # to destroy them would wait for those threads as well
         self.reset()
 
     def reset(self):
-        """Start anew: also in a forked child, where a lock may be held by a thread that is not there."""
+        """Forget all runners."""
         self._lock = threading.Lock()
         self._runners = OrderedDict()
 
@@ -320,7 +327,7 @@ class RunnerCache:
 _RUNNERS = RunnerCache()
 get_runner = _RUNNERS.get
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_RUNNERS.reset)
+    os.register_at_fork(after_in_child=_RUNNERS.leave_to_parent)
 
 
 def clear_cache():

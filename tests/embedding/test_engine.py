@@ -202,7 +202,9 @@ def test_too_large_batches_are_halved(make_rows, make_view, images, error):
     _, stats = embed_with_stats(make_rows(images), view, batch_size=16, **FLOAT32)
     assert stats.halvings == 0  # the size that worked is remembered
     module.largest = None
-    np.testing.assert_allclose(result, embed(make_rows(images), make_view(Counting(), "other", 3), **FLOAT32), rtol=1e-5)
+    np.testing.assert_allclose(
+        result, embed(make_rows(images), make_view(Counting(), "other", 3), **FLOAT32), rtol=1e-5
+    )
 
 
 def test_too_large_a_row(make_rows, make_view, images):
@@ -301,7 +303,7 @@ def test_global_state_is_left_alone(make_rows, view, network, images):
             torch.is_grad_enabled(),
             torch.backends.cudnn.benchmark,
             torch.random.get_rng_state().tolist(),
-            np.random.get_state()[1].tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002 - the global generator is what is watched
             threading.active_count(),
             network.training,
             next(network.parameters()).dtype,
