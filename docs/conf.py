@@ -16,10 +16,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
-    "myst_parser",
     "sphinx_gallery.gen_gallery",
 ]
-source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "_templates", "benchmarks"]
 templates_path = ["_templates"]
 nitpicky = False
@@ -27,6 +25,7 @@ nitpicky = False
 # -- API reference ---------------------------------------------------------------------------------
 autosummary_generate = True
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"  # numpydoc says the types in words
 numpydoc_show_class_members = False
 numpydoc_validation_checks = {
@@ -35,6 +34,7 @@ numpydoc_validation_checks = {
     "EX01",  # methods share the example of their class
     "GL01",  # the summary starts on the line of the quotes
     "GL08",  # a hook of a strategy may be documented by its base class alone
+    "RT02",  # one result may have a name
     "SA01",  # no "See Also" where nothing is near
     "YD01",
 }

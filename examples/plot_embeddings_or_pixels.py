@@ -8,14 +8,15 @@ digits and train the same classic model twice: on the raw pixels, and on the emb
 """
 
 # %%
-# The images are 8 x 8 pixels with 17 shades of grey; we make them the ``uint8`` images that they would be in a file.
+# The images are 8 x 8 pixels with 17 shades of grey; we make them the 8-bit images that they would be in a file, and give
+# them an axis for the one channel that they have.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 digits = load_digits()
-images = (digits.images * 255 / 16).astype("uint8")
+images = (digits.images * 255 / 16).astype("uint8")[..., None]
 X, X_test, y, y_test = train_test_split(
     images, digits.target, train_size=800, test_size=400, stratify=digits.target, random_state=0
 )

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 digits = load_digits()
-images = (digits.images * 255 / 16).astype("uint8")
+images = (digits.images * 255 / 16).astype("uint8")[..., None]
 X, X_test, y, y_test = train_test_split(
     images, digits.target, train_size=150, test_size=400, stratify=digits.target, random_state=0
 )
