@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ __all__ = ["StrategyComparisonDisplay"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the shapes of the marks differ besides.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#8a8f94"
+_NAME_WIDTH = 34  # letters; longer names are wrapped
 
 
 class StrategyComparisonDisplay:
@@ -194,21 +196,14 @@ class StrategyComparisonDisplay:
             ax.text(
                 1.01, place, f"{value:.3f} ± {spread:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=9
             )
-        ax.set_yticks(places, [self.names[index] for index in order])
+        ax.set_yticks(places, [fill(self.names[index], _NAME_WIDTH) for index in order])
         ax.get_yticklabels()[0].set_fontweight("bold")
         ax.set_ylim(len(order) - 0.5, -0.5)
         ax.margins(x=0.06)
         ax.set_xlabel("accuracy")
         handles, labels = ax.get_legend_handles_labels()  # matplotlib puts points with error bars last
-        ax.legend(
-            handles[::-1],
-            labels[::-1],
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=2,
-            frameon=False,
-            borderaxespad=0.2,
-        )
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        ax.legend(handles[::-1], labels[::-1], ncols=2, frameon=False, **place)
         _tidy(ax, grid="x")
 
     def _draw_seconds(self, ax, order) -> None:

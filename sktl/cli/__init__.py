@@ -33,15 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return arguments.run(arguments)
         except (SktlError, ValueError, ArithmeticError, OSError) as error:
-            return _report(error, arguments.traceback)
+            return _say_error(error, arguments.traceback)
         except KeyboardInterrupt:
             print("sktl: interrupted", file=sys.stderr)
             return 130
 
 
-def _report(error: Exception, with_traceback: bool) -> int:
+def _say_error(error: Exception, with_traceback: bool) -> int:
     if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, as in `sktl backbones | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return 0
     if with_traceback:
         raise error

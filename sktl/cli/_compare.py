@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sktl.cli._candidates import Candidate, count_parameters, make_candidates
 from sktl.cli._data import LabelledImages, load_images, without
-from sktl.cli._report import Result, make_table, say_next, write_results
+from sktl.cli._results import Result, make_table, say_next, write_results
 from sktl.embedding import resolve_device
 from sktl.inputs import RowError, open_rows
 from sktl.strategies import resolve_strategy
