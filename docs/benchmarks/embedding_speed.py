@@ -1,7 +1,7 @@
 """How fast do image files become embeddings, and how near is that to what the machine allows?
 
-Photo-like JPEGs are generated into a temporary folder. Ways are measured in turn, several rounds of all of them, and the
-medians are compared, so that a noisy machine is noisy for all::
+Photo-like JPEGs are generated into a temporary folder. Ways are measured in turn, several rounds of all of them, and
+the medians are compared, so that a noisy machine is noisy for all::
 
     python docs/benchmarks/embedding_speed.py --files 1000 --repeats 5
     python docs/benchmarks/embedding_speed.py --growth
@@ -13,6 +13,7 @@ embetter, if it is installed. The limit is what the cores could do if they did n
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import resource
 import statistics
@@ -149,11 +150,12 @@ def measure(name, paths, arguments):
     height, width = preprocess.config["input_size"][1:]
     shape = (max(64, len(paths) // 64 * 64), height, width, 3)
     arrays = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    uncut = dataclasses.replace(backbone.view, data_config={**backbone.data_config, "crop_pct": 1.0})
     cores, n_decoded, n_computed = core_ways(paths, runner, preprocess, plan)
     ways = {
         "sktl": lambda: embed(open_rows(paths), backbone.view, **policy),
         "by hand": lambda: by_hand(paths, backbone),
-        "arrays": lambda: embed(open_rows(arrays), backbone.view, **policy),
+        "arrays": lambda: embed(open_rows(arrays), uncut, **policy),
         **bare_ways(arrays, backbone, runner, plan),
         **cores,
     }
