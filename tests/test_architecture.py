@@ -23,6 +23,7 @@ ROOMS = [
     {"persistence"},
     {"_base"},
     {"_finetuning"},
+    {"_finetuning"},
     {"transformer", "finetune"},
     {"selection"},
     {"plots", "distributed", "serving", "cli", "__main__"},  # leaves
