@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
 
-from sktl.backbones import Backbone, load_backbone
+from sktl.backbones import Backbone, FeatureView, load_backbone
 from sktl.embedding import default_store, embed, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, holds_images, open_rows
@@ -122,13 +122,13 @@ class ImageEstimator(BaseEstimator):
         shape = (*self.image_shape, 1) if len(self.image_shape) == 2 else tuple(self.image_shape)
         return open_rows(pixels.reshape(len(X), *shape), channels="last")
 
-    def _embed(self, rows, backbone: Backbone, **options: Any) -> np.ndarray:
+    def _embed(self, rows, view: FeatureView, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
         disk = open_store(self.memory)
         stores = [default_store()] if disk is None else [default_store(), disk]
         return embed(
             rows,
-            backbone.view,
+            view,
             device=self.device,
             dtype=self.dtype,
             stores=stores,

@@ -126,7 +126,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
 
     def _fit_head(self, network, rows, targets: Targets, backbone) -> None:
         started = time.perf_counter()
-        embeddings = self._embed(rows, backbone)
+        embeddings = self._embed(rows, backbone.view)
         loss = fit_linear_head(network.head, embeddings, targets.values, targets.weight, self.strategy_.C)
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
 
@@ -174,7 +174,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         """
         check_is_fitted(self)
         X = self._check_input(X, reset=False)
-        return self._embed(self._open_rows(X, self.backbone_), self.backbone_)
+        return self._embed(self._open_rows(X, self.backbone_), self.backbone_.view)
 
     def _outputs(self, X) -> np.ndarray:
         """Return the head's output of shape (n, n_outputs), float32."""

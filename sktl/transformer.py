@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
+from sktl.backbones import POOLINGS
 
 
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
@@ -28,6 +29,16 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     data_config : dict, default=None
         Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
         ``crop_mode``).
+    layer : int, str, list of them or None, default=None
+        Where the embedding is taken from: None is the backbone's own embedding, an integer one of its stages (negative
+        ones count from the last), a string the submodule of that name; several are concatenated.
+    pooling : {"auto", "avg", "max", "avgmax", "cls", "none"}, default="auto"
+        How maps and tokens become one vector: the backbone's own way, their mean, maximum, the mean of both, the class
+        token, or all values flattened.
+    normalize : bool, default=False
+        Scale each embedding to Euclidean length 1.
+    tta : {"hflip"} or None, default=None
+        "hflip" averages the embeddings of an image and of its mirror image, at twice the cost.
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
@@ -44,6 +55,9 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision inside the network; "auto" takes bfloat16 where the hardware has it, else float32. Embeddings are
         float32.
+    runtime : {"auto", "torch", "compile", "openvino"}, default="auto"
+        What runs the network; "auto" takes OpenVINO on a CPU where the extra ``sktl[openvino]`` is installed, else
+        torch.
     memory : path-like or joblib.Memory, default=None
         A folder in which embeddings are kept, shared by processes and sessions.
     on_error : {"raise", "nan"}, default="raise"
@@ -85,6 +99,11 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     _parameter_constraints: ClassVar[dict] = {
         **SHARED_CONSTRAINTS,
+        "layer": [Integral, str, list, tuple, None],
+        "pooling": [StrOptions(set(POOLINGS))],
+        "normalize": ["boolean"],
+        "tta": [StrOptions({"hflip"}), None],
+        "runtime": [StrOptions({"auto", "torch", "compile", "openvino"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "on_error": [StrOptions({"raise", "nan"})],
     }
@@ -95,6 +114,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         *,
         weights="pretrained",
         data_config=None,
+        layer=None,
+        pooling="auto",
+        normalize=False,
+        tta=None,
         image_size=None,
         image_shape=None,
         channels=None,
@@ -102,6 +125,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         batch_size="auto",
         device="auto",
         dtype="auto",
+        runtime="auto",
         memory=None,
         on_error="raise",
         verbose=0,
@@ -109,6 +133,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.backbone = backbone
         self.weights = weights
         self.data_config = data_config
+        self.layer = layer
+        self.pooling = pooling
+        self.normalize = normalize
+        self.tta = tta
         self.image_size = image_size
         self.image_shape = image_shape
         self.channels = channels
@@ -116,6 +144,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.runtime = runtime
         self.memory = memory
         self.on_error = on_error
         self.verbose = verbose
@@ -138,7 +167,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         """
         X = self._check_input(X, reset=True)
         self.backbone_ = self._load_backbone()
-        self._n_features_out = self.backbone_.width
+        self._n_features_out = self._view.width
         self._learn_scaling(X)
         return self
 
@@ -163,4 +192,11 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         check_is_fitted(self)
         X = self._check_input(X, reset=False)
         rows = self._open_rows(X, self.backbone_)
-        return self._embed(rows, self.backbone_, batch_size=self.batch_size, on_error=self.on_error)
+        return self._embed(rows, self._view, batch_size=self.batch_size, runtime=self.runtime, on_error=self.on_error)
+
+    @property
+    def _view(self):
+        layer = list(self.layer) if isinstance(self.layer, (list, tuple)) else self.layer
+        return self.backbone_.feature_view(
+            layer=layer, pooling=self.pooling, normalize=bool(self.normalize), tta=self.tta
+        )

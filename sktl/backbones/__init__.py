@@ -1,11 +1,13 @@
 """From a name, a file or a network to a frozen backbone that emits embeddings."""
 
-from sktl.backbones._backbone import Backbone, FeatureView, build_from_recipe, reset_parameters, shareless_state
+from sktl.backbones._backbone import Backbone, build_from_recipe, reset_parameters, shareless_state
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import list_backbones, load_backbone
+from sktl.backbones._views import POOLINGS, FeatureView, make_view
 
 __all__ = [
+    "POOLINGS",
     "Backbone",
     "FeatureView",
     "build_from_recipe",
@@ -13,6 +15,7 @@ __all__ = [
     "layer_groups",
     "list_backbones",
     "load_backbone",
+    "make_view",
     "reset_parameters",
     "shareless_state",
 ]

@@ -12,29 +12,8 @@ from torch import nn
 
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
+from sktl.backbones._views import FeatureView, make_view
 from sktl.exceptions import BackboneError
-
-
-@dataclass(frozen=True)
-class FeatureView:
-    """What the embedding engine runs: images in, one vector per image out.
-
-    Attributes
-    ----------
-    module : nn.Module
-        Maps normalised float32 images of shape (n, 3, height, width) to embeddings of shape (n, ``width``).
-    key : str
-        Names exactly what is computed; equal keys mean equal embeddings.
-    data_config : dict
-        timm's data config: how pixels become the module's input.
-    width : int
-        Number of values per embedding.
-    """
-
-    module: nn.Module
-    key: str
-    data_config: dict[str, Any]
-    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +43,7 @@ class Backbone:
     data_config: dict[str, Any] = field(repr=False)
     width: int
     fingerprint: str
+    _views: dict[str, FeatureView] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_module(cls, name: str, module: nn.Module, recipe: dict, data_config: dict) -> "Backbone":
@@ -81,10 +61,23 @@ class Backbone:
     @property
     def view(self) -> FeatureView:
         """The backbone's own pooled embedding."""
-        return FeatureView(self.module, self.fingerprint, self.data_config, self.width)
+        return self.feature_view()
+
+    def feature_view(self, **choice: Any) -> FeatureView:
+        """Choose which of the network's values make the embedding.
+
+        Parameters
+        ----------
+        **choice : dict
+            ``layer``, ``pooling``, ``normalize`` and ``tta``; see :func:`~sktl.backbones.make_view`.
+        """
+        key = repr(sorted(choice.items()))
+        if key not in self._views:
+            self._views[key] = make_view(self.module, self.fingerprint, self.data_config, **choice)
+        return self._views[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "module"}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("module", "_views")}
         return {**state, "weights": safetensors.torch.save(shareless_state(self.module))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,7 +85,7 @@ class Backbone:
         weights = safetensors.torch.load(state.pop("weights"))
         module = build_from_recipe(state["recipe"])
         module.load_state_dict(weights)
-        self.__dict__.update(state, module=module.eval().requires_grad_(False))
+        self.__dict__.update(state, _views={}, module=module.eval().requires_grad_(False))
 
 
 class PooledModule(nn.Module):

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 
 class StripRow:
@@ -63,5 +63,5 @@ class StripRows:
 def _stretching(n_features: int, width: int) -> np.ndarray:
     """Return the matrix of shape (n_features, width) of antialiased linear interpolation."""
     identity = torch.eye(n_features, dtype=torch.float64)[:, None, None, :]
-    stretched = F.interpolate(identity, size=(1, width), mode="bilinear", antialias=True, align_corners=False)
+    stretched = nn.functional.interpolate(identity, size=(1, width), mode="bilinear", antialias=True)
     return stretched[:, 0, 0, :].numpy()

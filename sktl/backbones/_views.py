@@ -1,0 +1,236 @@
+"""Which of a network's values make the embedding: from what layers, pooled how."""
+
+import copy
+import difflib
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sktl.exceptions import BackboneError
+
+POOLINGS = ("auto", "avg", "max", "avgmax", "cls", "none")
+
+Layers = int | str | Sequence[int | str] | None
+
+
+@dataclass(frozen=True)
+class FeatureView:
+    """What the embedding engine runs: images in, one vector per image out.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Maps normalised float32 images of shape (n, 3, height, width) to embeddings of shape (n, ``width``).
+    key : str
+        Names exactly what is computed; equal keys mean equal embeddings.
+    data_config : dict
+        timm's data config: how pixels become the module's input.
+    width : int
+        Number of values per embedding.
+    """
+
+    module: nn.Module
+    key: str
+    data_config: dict[str, Any]
+    width: int
+
+
+def make_view(
+    module: nn.Module,
+    fingerprint: str,
+    data_config: dict[str, Any],
+    *,
+    layer: Layers = None,
+    pooling: str = "auto",
+    normalize: bool = False,
+    tta: str | None = None,
+) -> FeatureView:
+    """Choose which values of a network make the embedding.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps images to the backbone's own pooled embedding; left as it is.
+    fingerprint : str
+        Names the module and its state.
+    data_config : dict
+        timm's data config.
+    layer : int, str, sequence of them or None, default=None
+        A stage (an index into timm's ``feature_info``, negative ones count from the last), the name of a submodule, or
+        several, concatenated; None is the backbone's own embedding.
+    pooling : {"auto", "avg", "max", "avgmax", "cls", "none"}, default="auto"
+        How maps and tokens become one vector. "auto" is the backbone's own way; "avgmax" is the mean of "avg" and
+        "max"; "cls" takes the class token; "none" flattens.
+    normalize : bool, default=False
+        Scale each embedding to Euclidean length 1.
+    tta : {"hflip"} or None, default=None
+        "hflip" averages the embeddings of an image and of its mirror image.
+
+    Returns
+    -------
+    view : FeatureView
+
+    Raises
+    ------
+    BackboneError
+        If there is no such layer, or its output cannot be pooled that way.
+    """
+    if layer is not None:
+        module = LayerFeatures(module, [_layer_name(module, each) for each in _as_list(layer)], pooling)
+    elif pooling != "auto":
+        module = PooledFeatures(module, pooling)
+    if tta == "hflip":
+        module = MirrorAveraged(module)
+    if normalize:
+        module = Normalized(module)
+    module = module.eval().requires_grad_(False)
+    choice = json.dumps([layer if layer is None else _as_list(layer), pooling, normalize, tta])
+    key = fingerprint
+    if (layer, pooling, normalize, tta) != (None, "auto", False, None):
+        key = hashlib.sha256(f"{fingerprint}:{choice}".encode()).hexdigest()
+    return FeatureView(module, key, data_config, _width(module, data_config["input_size"]))
+
+
+class LayerFeatures(nn.Module):
+    """Outputs of some submodules, pooled and concatenated.
+
+    Several threads may run the same module at once, so that what a hook sees is kept by thread.
+    """
+
+    def __init__(self, network: nn.Module, names: list[str], pooling: str):
+        super().__init__()
+        self.network = copy.deepcopy(network)  # the hooks belong to this copy
+        self.names = names
+        self.pooling = pooling
+        self._seen: dict[tuple[int, str], torch.Tensor] = {}
+        for name in set(names):
+            self.network.get_submodule(name).register_forward_hook(_Keep(self._seen, name))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.network(images)
+        outputs = {name: self._seen.pop((threading.get_ident(), name), None) for name in set(self.names)}
+        return torch.cat([self._pooled(name, outputs[name]) for name in self.names], dim=1)
+
+    def _pooled(self, name: str, output: torch.Tensor | None) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor):
+            raise BackboneError(f"The layer {name!r} gives no tensor for an image, so that it cannot be a feature.")
+        return pool(output, self.pooling, self.network)
+
+
+class _Keep:
+    """A forward hook that keeps a module's output by thread, and can be copied with the module."""
+
+    def __init__(self, seen: dict, name: str):
+        self.seen = seen
+        self.name = name
+
+    def __call__(self, module, inputs, output):
+        self.seen[threading.get_ident(), self.name] = output
+
+
+class PooledFeatures(nn.Module):
+    """The last maps or tokens of a network, pooled in another way than its own."""
+
+    def __init__(self, network: nn.Module, pooling: str):
+        super().__init__()
+        self.network = network
+        self.pooling = pooling
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return pool(_unpooled(self.network)(images), self.pooling, self.network)
+
+
+class MirrorAveraged(nn.Module):
+    """The mean of the embeddings of an image and of its mirror image."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.network(images) + self.network(images.flip(-1))) / 2
+
+
+class Normalized(nn.Module):
+    """Embeddings of Euclidean length 1."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.network(images).float(), dim=1)
+
+
+def pool(output: torch.Tensor, pooling: str, network: nn.Module) -> torch.Tensor:
+    """Turn maps of shape (n, channels, height, width) or tokens of shape (n, tokens, width) into one vector per image.
+
+    Parameters
+    ----------
+    output : tensor
+        Of shape (n, ...).
+    pooling : str
+        One of ``POOLINGS``.
+    network : nn.Module
+        Asked for the layout of its maps, its prefix tokens and its own way of pooling.
+    """
+    if pooling == "none" or output.ndim == 2:
+        return output.flatten(1)
+    n_prefix = getattr(network, "num_prefix_tokens", 0) if output.ndim == 3 else 0
+    if pooling == "cls" or (pooling == "auto" and n_prefix and getattr(network, "global_pool", "") == "token"):
+        if not n_prefix:
+            raise BackboneError("pooling='cls' needs a backbone with a class token, and this one has none.")
+        return output[:, 0]
+    if output.ndim not in (3, 4):
+        raise BackboneError(f"A layer's output of shape {tuple(output.shape)} cannot be pooled; use pooling='none'.")
+    values = _values_last(output[:, n_prefix:] if output.ndim == 3 else output, network)
+    average, maximum = values.mean(dim=1), values.amax(dim=1)
+    return {"max": maximum, "avgmax": (average + maximum) / 2}.get(pooling, average)
+
+
+def _values_last(output: torch.Tensor, network: nn.Module) -> torch.Tensor:
+    """Return shape (n, places, values)."""
+    if output.ndim == 3:
+        return output
+    if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
+        return output.flatten(1, 2)
+    return output.flatten(2).transpose(1, 2)
+
+
+def _unpooled(network: nn.Module):
+    """Return what computes the network's last maps or tokens."""
+    if hasattr(network, "forward_features"):
+        return network.forward_features
+    return getattr(network, "network", network)
+
+
+def _as_list(layer: Layers) -> list[int | str]:
+    return [layer] if isinstance(layer, (int, str)) else list(layer)
+
+
+def _layer_name(module: nn.Module, layer: int | str) -> str:
+    """Return the name of the submodule whose output a layer is."""
+    if isinstance(layer, str):
+        names = [name for name, _ in module.named_modules() if name]
+        if layer not in names:
+            matches = difflib.get_close_matches(layer, names, n=3, cutoff=0.5) or names[:3]
+            raise BackboneError(
+                f"The backbone has no layer {layer!r}. Some that it has: {', '.join(map(repr, matches))}."
+            )
+        return layer
+    stages = [stage["module"] for stage in getattr(module, "feature_info", [])]
+    if not -len(stages) <= layer < len(stages):
+        known = f"has {len(stages)} stages" if stages else "does not know its stages; name a submodule"
+        raise BackboneError(f"The 'layer' parameter is {layer}, and the backbone {known}.")
+    return stages[layer]
+
+
+def _width(module: nn.Module, input_size: list[int]) -> int:
+    with torch.inference_mode():
+        return module(torch.zeros(1, *input_size)).shape[1]
