@@ -12,7 +12,8 @@ Every error is also a standard type, so that code which knows nothing of sktl ca
 
     SktlWarning (UserWarning)
     ├── InputWarning                        a row was used in part (the first frame of an animation)
-    └── CacheWarning                        the embedding store cannot be used; work goes on without it
+    ├── CacheWarning                        the embedding store cannot be used; work goes on without it
+    └── PrecisionWarning                    a network is run in float32, because the precision asked for changes it
 """
 
 from collections.abc import Sequence
@@ -80,3 +81,7 @@ class InputWarning(SktlWarning):
 
 class CacheWarning(SktlWarning):
     """The embedding store cannot be read or written; the work goes on without it."""
+
+
+class PrecisionWarning(SktlWarning):
+    """A network is run in float32 by torch, because what was asked for changes its embeddings too much."""

@@ -3,14 +3,13 @@
 from sktl.embedding.disk import DiskStore, open_store
 from sktl.embedding.engine import EmbeddingStats, embed, embed_with_stats
 from sktl.embedding.policy import resolve_device, resolve_dtype
-from sktl.embedding.runtime import PrecisionWarning, clear_cache
+from sktl.embedding.runtime import clear_cache
 from sktl.embedding.store import MemoryStore, default_store
 
 __all__ = [
     "DiskStore",
     "EmbeddingStats",
     "MemoryStore",
-    "PrecisionWarning",
     "clear_cache",
     "default_store",
     "embed",

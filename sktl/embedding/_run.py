@@ -20,9 +20,9 @@ import torch
 
 from sktl.embedding._batches import Batch, BufferPool, Item, chunks
 from sktl.embedding._threads import limit_openmp
-from sktl.embedding.runtime import PrecisionWarning, get_runner, is_out_of_memory
+from sktl.embedding.runtime import get_runner, is_out_of_memory
 from sktl.embedding.store import Shelf
-from sktl.exceptions import BadRow
+from sktl.exceptions import BadRow, PrecisionWarning
 from sktl.inputs import ImagePreprocessor, RowError, raise_bad_rows
 
 # Rows whose bytes are held at once while the stores are asked for them; two windows are under way.
@@ -224,9 +224,9 @@ class Run:
             self.out[index] = self.out[first]
             if first in self.bad:
                 self.bad[index] = self.bad[first]
-        complaint, self.runner.complaint = self.runner.complaint, None
-        if complaint:
-            warnings.warn(complaint, PrecisionWarning, stacklevel=4)
+        if self.runner.complaint and self.plan.insists:
+            warnings.warn(self.runner.complaint, PrecisionWarning, stacklevel=4)
+            self.runner.complaint = None
         if self._is_lost():
             bad = [BadRow(i, self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
             raise_bad_rows(bad, len(self.rows))

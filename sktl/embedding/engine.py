@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     batch_size: int
     n_threads: int
     share: CpuShare
+    insists: bool  # on a precision or runtime of the user's own: then a replacement is worth a warning
 
     @property
     def lanes(self):
@@ -80,6 +81,7 @@ def make_plan(*, device="auto", dtype="auto", batch_size="auto", n_threads=None,
         batch_size=_positive("batch_size", batch_size),
         n_threads=_positive("n_threads", share.cores if n_threads is None else n_threads),
         share=share,
+        insists=not (isinstance(dtype, str) and dtype == "auto" and runtime == "auto"),
     )
 
 
@@ -112,7 +114,7 @@ def embed(
 
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the network; "auto" takes bfloat16 where it is native, else float32. A precision that changes the
-        embeddings of a network too much is replaced by float32, with a warning.
+        embeddings of a network too much is replaced by float32, with a warning if it was asked for by name.
 
     batch_size : int or "auto", default="auto"
         Rows per forward pass; each pass is filled up to this number. "auto" takes 8 on a CPU, where every core runs a

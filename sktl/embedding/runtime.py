@@ -12,7 +12,6 @@ from torch import nn
 
 from sktl._deps import import_extra
 from sktl.embedding import _fusion
-from sktl.exceptions import SktlWarning
 
 RUNTIMES = ("torch", "compile", "openvino")
 # Prepared networks kept for the next call, and shapes of input of each; every one holds weights of its own.
@@ -20,10 +19,6 @@ _MAX_RUNNERS = 4
 _MAX_PROGRAMS = 4
 _CHECK_ROWS = 2
 _MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.999, torch.float16: 0.999}
-
-
-class PrecisionWarning(SktlWarning):
-    """A network is run in float32 by torch, because what was asked for changes its embeddings too much."""
 
 
 class PixelsToEmbedding(nn.Module):
@@ -127,6 +122,7 @@ class Runner:
         *candidates, last_resort = self._candidates(dtype, exact)
         if candidates:
             batch, reference = self._check_batch(shape, dtype)
+        reason = None
         for make, precision in candidates:
             try:
                 program = make(self, batch, precision)
@@ -138,13 +134,18 @@ class Runner:
                 reason = f"fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 continue
             if cosine >= _MIN_COSINE[precision]:
+                self._note_replacement(precision, reason)
                 return program
             reason = f"changes them (cosine to float32: {cosine:.4f})"
         make, precision = last_resort
-        if candidates and (self.runtime, self.dtype) != ("torch", torch.float32):
+        self._note_replacement(precision, reason)
+        return make(self, None, precision)
+
+    def _note_replacement(self, precision, reason):
+        """Remember why the precision or runtime that was asked for is not used, if it is not."""
+        if reason and (self.runtime != "torch" or precision != self.dtype):
             asked = f"runtime={self.runtime!r} with dtype={str(self.dtype).removeprefix('torch.')!r}"
             self.complaint = f"The embeddings are computed by torch in float32, because {asked} {reason}."
-        return make(self, None, precision)
 
     def _candidates(self, dtype, exact):
         """Makers of programs with their precision, the fastest first; the last needs no check."""
@@ -154,8 +155,10 @@ class Runner:
         maker = {"torch": _torch_program, "compile": _compiled_program, "openvino": _openvino_program}[self.runtime]
         if (maker, self.dtype) not in candidates:
             candidates.insert(0, (maker, self.dtype))
-        if self.runtime == "torch" and dtype == torch.uint8 and _fusion.is_fusable(self.view.module):
-            candidates.insert(0, (_fused_program, self.dtype))
+        if dtype == torch.uint8 and _fusion.is_fusable(self.view.module):
+            candidates.insert(-1, (_fused_program, torch.float32))
+            if self.runtime == "torch" and self.dtype != torch.float32:
+                candidates.insert(0, (_fused_program, self.dtype))
         return candidates
 
     def _check_batch(self, shape, dtype):

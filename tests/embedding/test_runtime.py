@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from sktl.embedding import PrecisionWarning, clear_cache, embed
+from sktl.embedding import clear_cache, embed
 from sktl.embedding._fusion import fuse, is_fusable
 from sktl.embedding._threads import cpu_share
 from sktl.embedding.runtime import Runner, RunnerCache, get_runner, resolve_runtime
-from sktl.exceptions import MissingExtraError
+from sktl.exceptions import MissingExtraError, PrecisionWarning
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)
