@@ -251,6 +251,13 @@ class TestRefusals:
         assert "sktl: error: There is no backbone 'mobilenetv2_1000'. Did you mean" in done.err
         assert not (tmp_path / "out").exists()
 
+    def test_place_for_results_that_cannot_be_made(self, image_folder, tmp_path):
+        (tmp_path / "out").write_text("in the way")
+        done = run("compare", image_folder, *QUICK, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert "sktl: error: [Errno" in done.err
+        assert "[1/" not in done.out
+
     def test_missing_weights(self, image_folder):
         done = run("compare", image_folder, "--backbone", "mobilenetv2_100", "--weights", "nowhere.safetensors")
         assert done.code == 2

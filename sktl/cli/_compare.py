@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sktl.cli._candidates import Candidate, count_parameters, make_candidates
 from sktl.cli._data import LabelledImages, load_images, without
+from sktl.cli._output import make_writable
 from sktl.cli._results import Result, make_table, say_next, write_results
 from sktl.embedding import resolve_device
 from sktl.inputs import RowError, open_rows
@@ -44,6 +45,8 @@ def run_compare(arguments) -> int:
     network = _network(arguments, images)
     _introduce(images, arguments)
     images = _embed_all(images, network, arguments.cv)
+    folder = Path(arguments.out or Path("sktl-compare", images.name))
+    make_writable(folder)  # better known now than after minutes of work
     candidates = make_candidates(
         arguments.strategies,
         network,
@@ -53,7 +56,6 @@ def run_compare(arguments) -> int:
     )
     results = _evaluate_all(candidates, images, arguments.cv, arguments.random_state)
     print(f"\n{make_table(results)}\n", flush=True)
-    folder = Path(arguments.out or Path("sktl-compare", images.name))
     title = f"{images.name}: {len(images):,} images, {len(images.classes)} classes, backbone {arguments.backbone}"
     write_results(folder, results, images, title)
     say_next(folder, images)
@@ -119,7 +121,7 @@ def _evaluate_all(
     bar_format = "{desc} |{bar:30}| {percentage:3.0f}%  {elapsed} gone, about {remaining} left"
     with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, bar_format=bar_format) as bar:
         for number, candidate in enumerate(candidates, start=1):
-            bar.set_description(f"{candidate.name:{width}}")
+            bar.set_description_str(f"{candidate.name:{width}}")
             result = _evaluate(candidate, images, folds, bar)
             results.append(result)
             spread = f"{result.cv_mean:.3f} ± {result.cv_std:.3f}"

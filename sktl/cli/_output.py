@@ -6,6 +6,25 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, and make sure that files can be written to it.
+
+    Parameters
+    ----------
+    folder : Path
+        May exist.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
