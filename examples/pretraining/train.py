@@ -215,7 +215,7 @@ def build_parser():
     parser.add_argument("--images", required=True, help="folder with the shards of generate")
     parser.add_argument("--output", required=True, help="checkpoint file; a run goes on from it if it exists")
     parser.add_argument("--n-images", type=int, default=200_000, help="pictures to use (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=8_000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_700, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="pictures per step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest rate (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW (default: %(default)s)")
