@@ -113,7 +113,7 @@ def _add_compare(commands) -> None:
 
 def _add_experiment(group) -> None:
     group.add_argument(
-        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"some of {', '.join(STRATEGIES)} (all)"
+        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"of {', '.join(STRATEGIES)} (all)"
     )
     group.add_argument(
         "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (%(default)s)"
