@@ -1,7 +1,6 @@
 """What sktl knows of a pretrained network, whatever its source."""
 
 import copy
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._views import FeatureView, make_view
@@ -83,7 +83,8 @@ class Backbone:
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         weights = safetensors.torch.load(state.pop("weights"))
-        module = build_from_recipe(state["recipe"])
+        with private_torch_rng(0):
+            module = build_from_recipe(state["recipe"])
         module.load_state_dict(weights)
         self.__dict__.update(state, _views={}, module=module.eval().requires_grad_(False))
 
@@ -138,17 +139,16 @@ def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def module_recipe(module: nn.Module) -> dict[str, Any]:
-    """Return the recipe of a network that only its own Python class can build: its pickled structure, without "
-    "weights."""
+    """Return the recipe of a network that only its own Python class can build: its structure, without weights."""
     skeleton = copy.deepcopy(module)
     _convert_state(skeleton, lambda tensor: tensor.to("meta"))
-    return {"kind": "module", "pickle": pickle.dumps(skeleton)}
+    return {"kind": "module", "skeleton": skeleton}
 
 
 def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
     """Build the module that a recipe describes: timm's at a random start, a user's own with zero weights."""
     if recipe["kind"] == "module":
-        module = pickle.loads(recipe["pickle"])
+        module = copy.deepcopy(recipe["skeleton"])
         _convert_state(module, lambda tensor: torch.zeros_like(tensor, device="cpu"))
         return module
     import timm
@@ -176,10 +176,14 @@ def reset_parameters(module: nn.Module) -> None:
 
 def _convert_state(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Convert parameters and persistent buffers in place; other buffers are part of the structure."""
+    converted: dict[nn.Parameter, nn.Parameter] = {}  # what layers share, they share afterwards
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
+            if parameter is None:
+                continue
+            if parameter not in converted:
+                converted[parameter] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
+            part._parameters[name] = converted[parameter]
         for name, buffer in part._buffers.items():
             if buffer is not None and name not in part._non_persistent_buffers_set:
                 part._buffers[name] = convert(buffer)

@@ -5,6 +5,7 @@ import difflib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from threading import RLock
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import nn
 
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
-from sktl.backbones._weights import Weights, create_with_weights
-from sktl.exceptions import BackboneError, UnknownBackboneError
+from sktl.backbones._weights import Weights, create_with_weights, not_found_message
+from sktl.exceptions import UnknownBackboneError, WeightsNotFoundError
 
 
 class _SharedBackbones:
@@ -121,7 +122,7 @@ def list_backbones(filter: str = "", *, pretrained: bool = True) -> list[str]:
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    return (int(image_size),) * 2 if isinstance(image_size, Integral) else tuple(image_size)
 
 
 def _weights_identity(weights: str | os.PathLike | None) -> object:
@@ -181,7 +182,7 @@ def _architecture(name: str) -> tuple[str, dict[str, Any]]:
     try:
         _, architecture, kwargs = load(identifier)
     except Exception as error:  # whatever hub, network and disk may raise
-        raise BackboneError(f"The configuration of backbone={name!r} cannot be read: {error}") from error
+        raise WeightsNotFoundError(not_found_message(name, error)) from error
     return architecture, {key: value for key, value in kwargs.items() if key != "num_classes"}
 
 
@@ -199,7 +200,8 @@ def _check_name(name: str) -> None:
     try:
         source, identifier = parse_model_name(name)
     except ValueError as error:
-        raise UnknownBackboneError(f"The 'backbone' parameter is {name!r}. {error}") from error
+        message = _unknown_message(name, difflib.get_close_matches(name, BUNDLED))
+        raise UnknownBackboneError(f"{message} {error}") from error
     if source is not None:
         return
     architecture, tag = split_model_name_tag(identifier)

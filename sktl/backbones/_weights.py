@@ -94,10 +94,11 @@ def _create_pretrained(architecture: str, **kwargs: Any) -> nn.Module:
     try:
         return _create(architecture, pretrained=True, **kwargs)
     except Exception as error:  # whatever hub, network and disk may raise, told once and in full
-        raise WeightsNotFoundError(_not_found_message(architecture, error)) from error
+        raise WeightsNotFoundError(not_found_message(architecture, error)) from error
 
 
-def _not_found_message(architecture: str, error: Exception) -> str:
+def not_found_message(architecture: str, error: Exception) -> str:
+    """Say that pretrained weights are out of reach, where they were looked for, and what to do."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"The pretrained weights of backbone={architecture!r} ({_wanted_file(architecture)}) are not in the cache "
@@ -111,6 +112,8 @@ def _not_found_message(architecture: str, error: Exception) -> str:
 def _wanted_file(architecture: str) -> str:
     from timm.models import get_pretrained_cfg, is_model
 
+    if architecture.startswith(("hf-hub:", "local-dir:")):
+        return f"{architecture.partition(':')[2]}/model.safetensors"
     name = architecture.partition(".")[0]
     cfg = get_pretrained_cfg(architecture) if is_model(name) else None
     if cfg is None:
@@ -129,16 +132,24 @@ def _cache_folder() -> str:
 def _create_from_state(architecture: str, state: dict[str, torch.Tensor], origin: str, **kwargs: Any) -> nn.Module:
     """Load weights, and make sure that they are this architecture's: timm only logs what is missing."""
     module = _create(architecture, **kwargs)
+    own = _without_classifier(module, state)
+    if _shapes(own) == _shapes(module.state_dict()):
+        module.load_state_dict(own)
+        return module
     try:
-        outcome = module.load_state_dict(_without_classifier(module, state), strict=False)
-        if not outcome.missing_keys and not outcome.unexpected_keys:
-            return module
+        if not state:  # timm would take an empty one for none, and ask the hub
+            raise ValueError("it is empty.")
         return _create_through_timm_filter(architecture, state, **kwargs)
     except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise BackboneError(
-            f"The weights in {origin} do not fit backbone={architecture!r}: {str(error).splitlines()[0]} "
+            f"The weights in {origin} do not fit backbone={architecture!r}: {reason} "
             "Name the architecture that they were saved from."
         ) from error
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _without_classifier(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
