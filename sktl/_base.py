@@ -56,11 +56,11 @@ class ImageEstimator(BaseEstimator):
     def _check_input(self, X, *, reset: bool, **checks: Any):
         """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which it "
         "is."""
+        if getattr(X, "ndim", 1) not in (0, 2) and hasattr(X, "__len__") and len(X) == 0:
+            raise InputError("X is empty: at least one row is required.")
         if holds_images(X):
             kind = "images"
             self._check_columns(X, reset)
-        elif isinstance(X, (list, tuple)) and len(X) == 0:
-            raise InputError("X is empty: at least one row is required.")
         else:
             kind = "numbers"
             X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
@@ -90,7 +90,9 @@ class ImageEstimator(BaseEstimator):
             return
         if self.image_shape is not None:
             self._check_image_shape(X)
-            if X.dtype != np.uint8:
+            if X.dtype == np.uint8:
+                self.scale_ = 255.0
+            else:
                 self.offset_ = float(X.min())
                 self.scale_ = float(X.max()) - self.offset_ or 1.0
             return
@@ -116,9 +118,7 @@ class ImageEstimator(BaseEstimator):
             return open_rows(X, channels=self.channels, root=self.root)
         if self.image_shape is None:
             return StripRows((X.astype(np.float64) - self.offset_) / self.scale_, backbone.data_config["input_size"])
-        pixels = X
-        if X.dtype != np.uint8 or self.scale_ != 1.0:
-            pixels = np.rint(((X.astype(np.float64) - self.offset_) / self.scale_).clip(0, 1) * 255).astype(np.uint8)
+        pixels = np.rint(((X.astype(np.float64) - self.offset_) / self.scale_).clip(0, 1) * 255).astype(np.uint8)
         shape = (*self.image_shape, 1) if len(self.image_shape) == 2 else tuple(self.image_shape)
         return open_rows(pixels.reshape(len(X), *shape), channels="last")
 

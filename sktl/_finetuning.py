@@ -95,6 +95,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         self.net_ = self._make_net(network)
         if self.strategy_.trains_backbone:
             self._train(rows, targets, validation, backbone, seed)
+            self.strategy_.finish(network.cpu().eval())
             self.backbone_ = trained_backbone(backbone, network)
         else:
             self.net_.initialize()
@@ -109,7 +110,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
             return rows, targets, None
         n_valid = int(np.ceil(self.validation_fraction * len(targets)))
         counts = np.bincount(targets.values)
-        if counts.min() < 2 or n_valid < len(counts):
+        if counts.min() < 2 or not len(counts) <= n_valid <= len(targets) - len(counts):
             raise ValueError(
                 f"early_stopping holds out {n_valid} of {len(targets)} rows, stratified over {len(counts)} classes, "
                 f"and the rarest class has {counts.min()}. Give more rows, a larger validation_fraction, X_val and "
@@ -154,10 +155,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         train(self.net_, data, valid, seed, extra)
-        self.history_ += [
-            {"phase": "network", **{key: value for key, value in epoch.items() if key != "batches"}}
-            for epoch in self.net_.history
-        ]
+        self.history_ += [_plain_entry(epoch) for epoch in self.net_.history]
 
     def transform(self, X) -> np.ndarray:
         """Compute the embeddings that the head works on.
@@ -178,7 +176,8 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
 
     def _outputs(self, X) -> np.ndarray:
         """Return the head's output of shape (n, n_outputs), float32."""
-        embeddings = self.transform(X)
+        X = self._check_input(X, reset=False)
+        embeddings = self._embed(self._open_rows(X, self.backbone_), self.backbone_.view)
         with torch.inference_mode():
             return self.net_.module_.head(torch.from_numpy(embeddings)).numpy()
 
@@ -199,3 +198,10 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
 
 def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(dim=1) == target).float()
+
+
+def _plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:
+    """Return one epoch of skorch's history as plain numbers, with the learning rate that it began with."""
+    values = {key: value for key, value in epoch.items() if key != "batches"}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    return {"phase": "network", **plain, "lr": epoch["batches"][0]["lr"]}

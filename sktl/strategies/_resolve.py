@@ -54,7 +54,7 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
 
 def _named(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
-        matches = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.5)
+        matches = difflib.get_close_matches(name.lower(), STRATEGIES, n=1, cutoff=0.5)
         guess = f" Did you mean {matches[0]!r}?" if matches else ""
         raise StrategyError(
             f"The 'strategy' parameter must be one of {sorted(STRATEGIES)}, got {name!r} instead.{guess}"

@@ -62,7 +62,8 @@ class TrainingData(Dataset):
         self.targets = targets
         self.preprocess = preprocess
         self._values = torch.as_tensor(targets.values)
-        self._weight = torch.as_tensor(targets.weight, dtype=torch.float32)
+        # With a mean of 1 over all rows, so that a batch of light rows counts less than one of heavy rows.
+        self._weight = torch.as_tensor(targets.weight / targets.weight.mean(), dtype=torch.float32)
         self._images = self._load_all() if self._fits_in_memory() else None
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -43,7 +44,7 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray,
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(coef))
         head.bias.copy_(torch.from_numpy(intercept - coef @ mean))
-    log_proba = model.predict_log_proba(scaled)
+    log_proba = log_softmax(scaled @ (coef * scale).T + intercept, axis=1)  # never the logarithm of 0
     return float(-np.average(log_proba[np.arange(len(target)), target], weights=weight))
 
 

@@ -56,7 +56,7 @@ class TransferNet(NeuralNetClassifier):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
         weight = y_true["weight"].to(y_pred.device)
         losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
-        loss = (losses * weight).sum() / weight.sum()
+        loss = (losses * weight).mean()
         return loss + self.strategy.penalty(self.module_, X, y_pred) if training else loss
 
     def partial_fit(self, X, y=None, classes=None, **fit_params):

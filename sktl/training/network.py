@@ -106,7 +106,7 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
 
 def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batch_norm: bool) -> Network:
     """Put a head with zero weights on a backbone's module: the first gradient reaches the head alone."""
-    head = nn.Linear(backbone.width, n_outputs)
+    head = nn.utils.skip_init(nn.Linear, backbone.width, n_outputs)  # draws no random numbers
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     config: dict[str, Any] = backbone.data_config
