@@ -28,6 +28,7 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
     "memory": [str, os.PathLike, HasMethods("cache"), None],
+    "cache_bytes": [Interval(Integral, 0, None, closed="left")],
     "verbose": ["verbose"],
 }
 
@@ -124,8 +125,10 @@ class ImageEstimator(BaseEstimator):
 
     def _embed(self, rows, view: FeatureView, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
+        stores = [default_store(self.cache_bytes)] if self.cache_bytes else []
         disk = open_store(self.memory)
-        stores = [default_store()] if disk is None else [default_store(), disk]
+        if disk is not None:
+            stores.append(disk)
         return embed(
             rows,
             view,

@@ -71,6 +71,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         it.
     memory : path-like or joblib.Memory, default=None
         A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions.
+    cache_bytes : int, default=512 MiB
+        Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
+        own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
     callbacks : list of skorch callbacks, default=None
         Run in the training loop after sktl's own.
     net_params : dict, default=None
@@ -152,6 +155,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         device="auto",
         dtype="auto",
         memory=None,
+        cache_bytes=512 * 2**20,
         callbacks=None,
         net_params=None,
         verbose=0,
@@ -177,6 +181,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         self.device = device
         self.dtype = dtype
         self.memory = memory
+        self.cache_bytes = cache_bytes
         self.callbacks = callbacks
         self.net_params = net_params
         self.verbose = verbose

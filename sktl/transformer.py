@@ -60,6 +60,9 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         torch.
     memory : path-like or joblib.Memory, default=None
         A folder in which embeddings are kept, shared by processes and sessions.
+    cache_bytes : int, default=512 MiB
+        Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
+        own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
     on_error : {"raise", "nan"}, default="raise"
         Whether images that cannot be read raise one error that names them all, or become rows of NaN.
     verbose : int, default=0
@@ -127,6 +130,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         dtype="auto",
         runtime="auto",
         memory=None,
+        cache_bytes=512 * 2**20,
         on_error="raise",
         verbose=0,
     ):
@@ -146,6 +150,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.dtype = dtype
         self.runtime = runtime
         self.memory = memory
+        self.cache_bytes = cache_bytes
         self.on_error = on_error
         self.verbose = verbose
 

@@ -113,8 +113,19 @@ class MemoryStore(Store):
                 self._drop((namespace, digest))
                 self._rows[namespace, digest] = row
                 self._bytes += row.nbytes + _OVERHEAD
-            while self._bytes > self.max_bytes and self._rows:
-                self._drop(next(iter(self._rows)))
+            self._evict()
+
+    def resize(self, max_bytes):
+        """Change the bound.
+
+        Parameters
+        ----------
+        max_bytes : int
+            Rows beyond it are dropped at once.
+        """
+        with self._lock:
+            self.max_bytes = max_bytes
+            self._evict()
 
     def unlock(self):
         """Make a forked child independent of threads that only its parent has."""
@@ -134,6 +145,10 @@ class MemoryStore(Store):
 
     def __len__(self):
         return len(self._rows)
+
+    def _evict(self):
+        while self._bytes > self.max_bytes and self._rows:
+            self._drop(next(iter(self._rows)))
 
     def _drop(self, key):
         row = self._rows.pop(key, None)
@@ -195,14 +210,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_DEFAULT.unlock)
 
 
-def default_store():
+def default_store(max_bytes=None):
     """The in-process store that all estimators of the process share.
+
+    Parameters
+    ----------
+    max_bytes : int, default=None
+        A new bound on the memory that the rows take: whoever asked last decides. It is 512 MiB at first; None leaves it
+        as it is.
 
     Returns
     -------
     store : MemoryStore
-        Bounded by 512 MiB.
+        The same in all calls.
     """
+    if max_bytes is not None:
+        _DEFAULT.resize(max_bytes)
     return _DEFAULT
 
 
