@@ -1,0 +1,117 @@
+"""The contract of strategies: which hooks fit calls, and what they may change."""
+
+import numpy as np
+import pytest
+import torch
+from small_models import make_model, make_network, three_digits
+
+from sktl.backbones import fingerprint, load_backbone
+from sktl.strategies import FineTuning, LinearProbeThenFineTuning, Strategy
+
+
+@pytest.fixture
+def few():
+    return three_digits()
+
+
+# The contract of strategies -------------------------------------------------------------------------------------------
+
+
+class Recorder(LinearProbeThenFineTuning):
+    """Notes which hooks were called, and trains biases alone."""
+
+    calls: list = []  # noqa: RUF012 -- shared with the copies that fit makes
+
+    def prepare(self, network):
+        self.calls.append("prepare")
+        for name, parameter in network.backbone.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+
+    def on_epoch_begin(self, network, epoch):
+        self.calls.append(("epoch", epoch))
+
+    def penalty(self, network, batch, output):
+        self.calls.append(("penalty", len(batch), tuple(output.shape)))
+        return 0.0
+
+    def finish(self, network):
+        self.calls.append(("finish", network.training))
+
+
+def test_hooks_are_called_in_order(few):
+    Recorder.calls.clear()
+    model = make_model(Recorder(C=2.0), max_epochs=2, batch_size=30)
+    strategy = model.strategy
+    model.fit(*few)
+    assert Recorder.calls[0] == "prepare"
+    assert [call for call in Recorder.calls if call[0] == "epoch"] == [("epoch", 0), ("epoch", 1)]
+    penalties = [call for call in Recorder.calls if call[0] == "penalty"]
+    assert len(penalties) == 4
+    assert sum(call[1] for call in penalties) == 2 * len(few[1])
+    assert Recorder.calls[-1] == ("finish", False)
+    assert model.strategy is strategy
+    assert model.strategy_ is not strategy
+    assert model.strategy_.C == 2.0
+
+
+def test_strategy_decides_what_is_trained(few):
+    model = make_model(Recorder()).fit(*few)
+    before, after = load_backbone(make_network(), image_size=16).module, model.backbone_.module
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(old, new) != name.endswith("bias"), name
+
+
+class Pull(FineTuning):
+    """Makes the head's bias large through the loss."""
+
+    def penalty(self, network, batch, output):
+        return 1000 * (network.head.bias - 1).square().sum()
+
+
+def test_penalty_is_part_of_the_loss(few):
+    plain = make_model(max_epochs=3, learning_rate=0.05, batch_size=8).fit(*few)
+    pulled = make_model(Pull(), max_epochs=3, learning_rate=0.05, batch_size=8).fit(*few)
+    assert pulled.net_.module_.head.bias.mean() > plain.net_.module_.head.bias.mean() + 0.3
+    assert pulled.history_[0]["train_loss"] > 100
+
+
+class Halve(FineTuning):
+    """Changes the trained weights at the very end, as weight averaging does."""
+
+    def __init__(self, factor=0.5, backbone_lr_scale=0.3):
+        self.factor = factor
+        super().__init__(backbone_lr_scale)
+
+    def finish(self, network):
+        with torch.no_grad():
+            for parameter in network.backbone.parameters():
+                parameter.mul_(self.factor)
+
+
+def test_finish_changes_what_predicts(few):
+    """Two strategies that differ in ``finish`` alone must not share embeddings."""
+    plain, halved = make_model(Halve(1.0)).fit(*few), make_model(Halve(0.5)).fit(*few)
+    weight = "body.0.weight"
+    assert torch.equal(plain.backbone_.module.state_dict()[weight] * 0.5, halved.backbone_.module.state_dict()[weight])
+    for model in (plain, halved):
+        assert model.backbone_.fingerprint == fingerprint(model.backbone_.module, model.backbone_.data_config)
+    assert not np.array_equal(plain.transform(few[0]), halved.transform(few[0]))
+
+
+class Unfreeze(Strategy):
+    """Frozen in the first epoch, trained in the second."""
+
+    def prepare(self, network):
+        network.backbone.requires_grad_(False)
+
+    def on_epoch_begin(self, network, epoch):
+        if epoch == 1:
+            network.backbone.body.requires_grad_(True)
+
+
+def test_strategy_may_unfreeze_as_training_goes_on(few):
+    before = load_backbone(make_network(), image_size=16).module.state_dict()
+    one, two = (make_model(Unfreeze(), max_epochs=n).fit(*few).backbone_.module.state_dict() for n in (1, 2))
+    assert all(torch.equal(one[name], before[name]) for name in before)
+    assert torch.equal(two["stem.0.weight"], before["stem.0.weight"])
+    assert not torch.equal(two["body.0.weight"], before["body.0.weight"])

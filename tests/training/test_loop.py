@@ -1,0 +1,152 @@
+"""How training fails in good order, and what of skorch can be reached."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from skorch.callbacks import Callback
+from small_models import make_model, three_digits
+from torch import nn
+
+from sktl import FineTuneClassifier
+from sktl.exceptions import BackboneError, StrategyError
+from sktl.strategies import FeatureExtraction, FineTuning
+
+
+@pytest.fixture
+def few():
+    return three_digits()
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_diverging_loss_is_an_error_that_says_what_to_do(few):
+    model = make_model(learning_rate=1e30, max_epochs=3, batch_size=8)
+    with pytest.raises(FloatingPointError, match="smaller learning_rate"):
+        model.fit(*few)
+    with pytest.raises(NotFittedError):
+        model.predict(few[0])
+
+
+class Interrupt(Callback):
+    """What Ctrl-C in the middle of training does."""
+
+    def on_batch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_interrupted_fit_leaves_the_estimator_unfitted(few):
+    model = make_model(callbacks=[Interrupt()])
+    parameters = model.get_params()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*few)
+    with pytest.raises(NotFittedError):
+        model.predict(few[0])
+    assert model.get_params() == parameters
+    model.set_params(callbacks=None).fit(*few).predict(few[0])
+
+
+def test_interrupted_refit_leaves_the_first_fit(few):
+    model = make_model().fit(*few)
+    expected = model.predict_proba(few[0])
+    with pytest.raises(KeyboardInterrupt):
+        model.set_params(callbacks=[Interrupt()]).fit(few[0][:20], few[1][:20] > 0)
+    np.testing.assert_array_equal(model.predict_proba(few[0]), expected)
+
+
+def test_one_class_is_refused(few):
+    with pytest.raises(ValueError, match="at least 2 classes in y, got 1 class"):
+        make_model().fit(few[0][:5], ["cat"] * 5)
+
+
+@pytest.mark.parametrize(("name", "match"), [("fine_tunning", "'fine_tuning'"), ("lpft", "'lp_ft'")])
+def test_unknown_strategy_gets_a_close_match(few, name, match):
+    with pytest.raises(StrategyError, match=f"Did you mean {match}"):
+        make_model(name).fit(*few)
+
+
+@pytest.mark.parametrize("strategy", [FineTuning(backbone_lr_scale=-1), FeatureExtraction(C=0)])
+def test_invalid_parameter_of_a_strategy_is_named(few, strategy):
+    with pytest.raises(ValueError, match=f"parameter of {type(strategy).__name__} must be a float"):
+        make_model(strategy).fit(*few)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("max_epochs", 0), ("learning_rate", -1.0), ("validation_fraction", 1.0), ("early_stopping", "yes"), ("dtype", 8)],
+)
+def test_invalid_parameter_is_named(few, parameter, value):
+    with pytest.raises(ValueError, match=f"'{parameter}' parameter of FineTuneClassifier must be"):
+        make_model(**{parameter: value}).fit(*few)
+
+
+def test_rows_and_labels_must_agree_in_number(image_paths):
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        FineTuneClassifier(image_size=32).fit(image_paths[0], image_paths[1][:-1])
+
+
+def test_own_network_that_cannot_start_from_scratch_is_named(few):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(3))
+
+        def forward(self, images):
+            return images.mean((2, 3)) * self.factor
+
+    with pytest.raises(BackboneError, match="reset_parameters"):
+        make_model("from_scratch").set_params(backbone=Scale()).fit(*few)
+
+
+# skorch ---------------------------------------------------------------------------------------------------------------
+
+
+class Epochs(Callback):
+    """Counts epochs."""
+
+    def __init__(self):
+        self.n = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n += 1
+
+
+def test_callbacks_are_run(few):
+    counter = Epochs()
+    make_model(callbacks=[("mine", counter), Epochs()], max_epochs=2).fit(*few)
+    assert counter.n == 2
+
+
+def test_parameters_of_the_net_are_handed_on(few):
+    params = {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9, "max_epochs": 3}
+    model = make_model(net_params=params).fit(*few)
+    assert isinstance(model.net_.optimizer, type)
+    assert model.net_.optimizer is torch.optim.SGD
+    assert len(model.history_) == 3
+
+
+def test_history_is_plain_and_tells_the_phases(few):
+    history = make_model("lp_ft", max_epochs=3).fit(*few).history_
+    assert [entry["phase"] for entry in history] == ["head"] + ["network"] * 3
+    assert [entry["epoch"] for entry in history[1:]] == [1, 2, 3]
+    for entry in history:
+        assert entry["train_loss"] > 0
+        assert entry["dur"] > 0
+        assert all(type(value) in (int, float, str, bool) for value in entry.values()), entry
+    assert [entry["phase"] for entry in make_model("feature_extraction").fit(*few).history_] == ["head"]
+
+
+def test_history_holds_the_learning_rate(few):
+    rates = [entry["lr"] for entry in make_model(max_epochs=4, learning_rate=0.01).fit(*few).history_]
+    assert max(rates) <= 0.01
+    assert rates[-1] < rates[0]
+
+
+def test_verbose_prints_a_line_per_epoch(few, capsys):
+    make_model(max_epochs=2).fit(*few)
+    assert capsys.readouterr().out == ""
+    make_model(max_epochs=2, verbose=1).fit(*few)
+    out = capsys.readouterr().out
+    assert "train_loss" in out
+    assert "Re-initializing" not in out
