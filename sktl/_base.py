@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
@@ -65,6 +66,8 @@ class ImageEstimator(BaseEstimator):
         else:
             kind = "numbers"
             X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
+            if not isinstance(X, np.ndarray):  # under array API dispatch it is what the user gave
+                X = _convert_to_numpy(X, get_namespace(X)[0])
         if reset:
             self.input_kind_ = kind
         elif kind != self.input_kind_:

@@ -4,12 +4,15 @@ from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
+import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl.backbones import POOLINGS
+from sktl.embedding import resolve_device
 
 
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
@@ -65,6 +68,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
     on_error : {"raise", "nan"}, default="raise"
         Whether images that cannot be read raise one error that names them all, or become rows of NaN.
+    output : {"numpy", "torch"}, default="numpy"
+        What ``transform`` returns. "torch" gives a tensor on the device that the network runs on, for estimators that
+        compute there when scikit-learn's ``array_api_dispatch`` is on. A container asked for by ``set_output`` goes
+        before it.
     verbose : int, default=0
         From 1 on, a progress bar is shown.
 
@@ -109,6 +116,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         "runtime": [StrOptions({"auto", "torch", "compile", "openvino"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "on_error": [StrOptions({"raise", "nan"})],
+        "output": [StrOptions({"numpy", "torch"})],
     }
 
     def __init__(
@@ -132,6 +140,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         memory=None,
         cache_bytes=512 * 2**20,
         on_error="raise",
+        output="numpy",
         verbose=0,
     ):
         self.backbone = backbone
@@ -152,6 +161,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.memory = memory
         self.cache_bytes = cache_bytes
         self.on_error = on_error
+        self.output = output
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -176,7 +186,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self._learn_scaling(X)
         return self
 
-    def transform(self, X) -> np.ndarray:
+    def transform(self, X) -> np.ndarray | torch.Tensor:
         """Compute embeddings.
 
         Parameters
@@ -186,7 +196,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
         Returns
         -------
-        embeddings : ndarray of shape (n, width), float32
+        embeddings : ndarray or tensor of shape (n, width), float32
             One row per row of X.
 
         Raises
@@ -197,7 +207,11 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         check_is_fitted(self)
         X = self._check_input(X, reset=False)
         rows = self._open_rows(X, self.backbone_)
-        return self._embed(rows, self._view, batch_size=self.batch_size, runtime=self.runtime, on_error=self.on_error)
+        options = {"batch_size": self.batch_size, "runtime": self.runtime, "on_error": self.on_error}
+        embeddings = self._embed(rows, self._view, **options)
+        if self.output == "torch" and _get_output_config("transform", self)["dense"] == "default":
+            return torch.from_numpy(embeddings).to(resolve_device(self.device))
+        return embeddings
 
     @property
     def _view(self):
