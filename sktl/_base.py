@@ -126,12 +126,9 @@ class ImageEstimator(BaseEstimator):
         shape = (*self.image_shape, 1) if len(self.image_shape) == 2 else tuple(self.image_shape)
         return open_rows(pixels.reshape(len(X), *shape), channels="last")
 
-    def _embed(self, rows, view: FeatureView, **options: Any) -> np.ndarray:
+    def _embed(self, rows, view: FeatureView, *, stored: bool = True, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
-        stores = [default_store(self.cache_bytes)] if self.cache_bytes else []
-        disk = open_store(self.memory)
-        if disk is not None:
-            stores.append(disk)
+        stores = self._stores() if stored else []
         return embed(
             rows,
             view,
@@ -141,6 +138,11 @@ class ImageEstimator(BaseEstimator):
             verbose=int(self.verbose),
             **options,
         )
+
+    def _stores(self) -> list:
+        memory = [default_store(self.cache_bytes)] if self.cache_bytes else []
+        disk = open_store(self.memory)
+        return memory if disk is None else [*memory, disk]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -26,7 +26,6 @@ from sktl.training import (
     build_network,
     fit_linear_head,
     make_net,
-    merge_duplicates,
     restore_network,
     train,
     trained_backbone,
@@ -86,28 +85,26 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
 
     def _fit_network(self, rows, targets: Targets, validation, backbone: Backbone, n_outputs: int, seed: int) -> None:
         """Run the phases of the strategy: the head alone on embeddings, then the network."""
-        rows, targets = merge_duplicates(rows, targets)
         network = build_network(backbone, n_outputs, self.strategy_, seed)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.history_: list[dict[str, Any]] = []
         if self.strategy_.fits_head_first:
             self._fit_head(network, rows, targets, backbone)
-        self.net_ = self._make_net(network)
         if self.strategy_.trains_backbone:
+            self.net_ = self._make_net(network, resolve_device(self.device))
             self._train(rows, targets, validation, backbone, seed)
-            self.strategy_.finish(network.cpu().eval())
+            self.strategy_.finish(network)
             self.backbone_ = trained_backbone(backbone, network)
         else:
-            self.net_.initialize()
+            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
             self.backbone_ = backbone
         self._n_features_out = backbone.width
 
     def _hold_out(self, rows, targets: Targets, seed: int):
-        """Split off validation rows, stratified, if early stopping wants them."""
-        self.validation_indices_ = None
+        """Split off validation rows, stratified, if early stopping wants them; say which."""
         wanted = len(targets) >= EARLY_STOPPING_FROM if self.early_stopping == "auto" else self.early_stopping
         if not wanted or not self.strategy_.trains_backbone:
-            return rows, targets, None
+            return rows, targets, None, None
         n_valid = int(np.ceil(self.validation_fraction * len(targets)))
         counts = np.bincount(targets.values)
         if counts.min() < 2 or not len(counts) <= n_valid <= len(targets) - len(counts):
@@ -122,16 +119,15 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
                 np.arange(len(targets)), test_size=n_valid, stratify=targets.values, random_state=seed
             )
         )
-        self.validation_indices_ = held_out
-        return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out))
+        return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out)), held_out
 
     def _fit_head(self, network, rows, targets: Targets, backbone) -> None:
         started = time.perf_counter()
         embeddings = self._embed(rows, backbone.view)
-        loss = fit_linear_head(network.head, embeddings, targets.values, targets.weight, self.strategy_.C)
+        loss = fit_linear_head(network.head, embeddings, targets, self.strategy_.C)
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
 
-    def _make_net(self, network):
+    def _make_net(self, network, device: torch.device):
         return make_net(
             network,
             self.strategy_,
@@ -139,7 +135,7 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
-            device=resolve_device(self.device),
+            device=device,
             verbose=int(self.verbose),
             callbacks=self.callbacks or (),
             net_params=self.net_params,
@@ -171,13 +167,17 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
             From the fine-tuned backbone, where the strategy trains it.
         """
         check_is_fitted(self)
+        return self._embeddings(X)
+
+    def _embeddings(self, X) -> np.ndarray:
+        """Compute embeddings; those of a trained backbone are not stored, since no other fit can use them."""
         X = self._check_input(X, reset=False)
-        return self._embed(self._open_rows(X, self.backbone_), self.backbone_.view)
+        rows = self._open_rows(X, self.backbone_)
+        return self._embed(rows, self.backbone_.view, stored=not self.strategy_.trains_backbone)
 
     def _outputs(self, X) -> np.ndarray:
         """Return the head's output of shape (n, n_outputs), float32."""
-        X = self._check_input(X, reset=False)
-        embeddings = self._embed(self._open_rows(X, self.backbone_), self.backbone_.view)
+        embeddings = self._embeddings(X)
         with torch.inference_mode():
             return self.net_.module_.head(torch.from_numpy(embeddings)).numpy()
 
@@ -193,7 +193,8 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         head = state.pop("_head", None)
         super().__setstate__(state)
         if head is not None:
-            self.net_ = self._make_net(restore_network(self.backbone_, self.strategy_, head)).initialize()
+            network = restore_network(self.backbone_, self.strategy_, head)
+            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
 
 
 def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

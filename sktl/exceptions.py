@@ -21,7 +21,17 @@ from typing import NamedTuple
 
 
 class BadRow(NamedTuple):
-    """One row of X that cannot be used: its position, what names it, and why."""
+    """One row of X that cannot be used.
+
+    Parameters
+    ----------
+    index : int
+        Its position in X.
+    label : str
+        What names it in messages.
+    reason : str
+        Why it cannot be used.
+    """
 
     index: int
     label: str

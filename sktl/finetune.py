@@ -13,7 +13,7 @@ from sklearn.utils.validation import _check_sample_weight, _check_y, check_consi
 
 from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
 from sktl.strategies import resolve_strategy
-from sktl.training import Targets
+from sktl.training import Targets, merge_duplicates
 
 
 class FineTuneClassifier(ClassifierMixin, FineTuner):
@@ -106,15 +106,14 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     feature_names_in_ : ndarray of str
         Names of the columns of X, where it was a frame.
 
-    Notes
-    -----
-    Rows of the same content and label are merged, and their weights added; the order of the rows in X has no
-    influence, but on what early stopping holds out.
-
     See Also
     --------
     PretrainedFeatureTransformer : Embeddings for any scikit-learn model.
     sktl.strategies : The ways of transfer and their parameters.
+
+    Notes
+    -----
+    Rows of the same content and label are merged, and their weights added. The order of the rows in X has no influence.
 
     Examples
     --------
@@ -214,10 +213,10 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
+            rows, targets, group = merge_duplicates(rows, targets)
             if validation is None:
-                rows, targets, validation = self._hold_out(rows, targets, seed)
-            if self.validation_indices_ is not None:
-                self.validation_indices_ = counting[self.validation_indices_]
+                rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
+                self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]
             self._fit_network(rows, targets, validation, backbone, len(self.classes_), seed)
             self.fit_seconds_ = time.perf_counter() - started
         return self
@@ -240,10 +239,12 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             self.class_weight, classes=self.classes_, y=y[counting], sample_weight=weight
         )
         rows = self._open_rows(X, backbone).take(counting)
-        return rows, Targets(target, weight * class_weight[target]), counting
+        return rows, Targets(target, weight, class_weight), counting
 
     def _check_validation_rows(self, X, y, sample_weight, backbone):
         self.validation_indices_ = None
+        if (X is None) != (y is None):
+            raise ValueError("X_val and y_val must be given together.")
         if X is None:
             return None
         X = self._check_input(X, reset=False)

@@ -221,7 +221,6 @@ def test_bad_rows_are_named(image_paths):
     assert "away.png" in str(caught.value)
 
 
-@pytest.mark.xfail(reason="InputError.rows counts among the rows that have weight; only the message is right")
 def test_bad_rows_are_counted_in_x(image_paths):
     X, y = image_paths
     weight = np.ones(8)

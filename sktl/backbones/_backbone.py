@@ -12,7 +12,7 @@ from torch import nn
 from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
-from sktl.backbones._views import FeatureView, make_view
+from sktl.backbones._views import FeatureView, PooledModule, make_view
 from sktl.exceptions import BackboneError
 
 
@@ -87,17 +87,6 @@ class Backbone:
             module = build_from_recipe(state["recipe"])
         module.load_state_dict(weights)
         self.__dict__.update(state, _views={}, module=module.eval().requires_grad_(False))
-
-
-class PooledModule(nn.Module):
-    """A user's network whose feature maps of shape (n, channels, height, width) are averaged over their area."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images).mean(dim=(2, 3))
 
 
 def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Module, int]:

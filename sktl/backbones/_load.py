@@ -14,7 +14,7 @@ from torch import nn
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
-from sktl.exceptions import UnknownBackboneError, WeightsNotFoundError
+from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
 
 
 class _SharedBackbones:
@@ -36,6 +36,8 @@ class _SharedBackbones:
 
 
 _shared = _SharedBackbones(capacity=4)
+
+_DATA_CONFIG_KEYS = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
 
 
 def load_backbone(
@@ -80,9 +82,16 @@ def load_backbone(
     3
     """
     overrides = dict(data_config or {})
+    unknown = sorted(set(overrides) - _DATA_CONFIG_KEYS)
+    if unknown:
+        raise BackboneError(
+            f"The 'data_config' parameter must not hold {unknown[0]!r}; it may hold {sorted(_DATA_CONFIG_KEYS)}."
+        )
     if image_size is not None:
         overrides["input_size"] = (3, *_pair(image_size))
     if isinstance(backbone, nn.Module):
+        if not (isinstance(weights, str) and weights == "pretrained"):
+            raise BackboneError("The 'weights' parameter is for named backbones; load them into your network instead.")
         return _from_module(backbone, overrides)
     if isinstance(weights, Mapping):
         return _from_name(backbone, weights, overrides)

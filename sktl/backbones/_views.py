@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -81,8 +82,10 @@ def make_view(
     BackboneError
         If there is no such layer, or its output cannot be pooled that way.
     """
+    layer = None if layer is None else _as_list(layer)
     if layer is not None:
-        module = LayerFeatures(module, [_layer_name(module, each) for each in _as_list(layer)], pooling)
+        network = module.network if isinstance(module, PooledModule) else module
+        module = LayerFeatures(network, [_layer_name(network, each) for each in layer], pooling)
     elif pooling != "auto":
         module = PooledFeatures(module, pooling)
     if tta == "hflip":
@@ -90,11 +93,26 @@ def make_view(
     if normalize:
         module = Normalized(module)
     module = module.eval().requires_grad_(False)
-    choice = json.dumps([layer if layer is None else _as_list(layer), pooling, normalize, tta])
+    choice = [layer, pooling, normalize, tta]
     key = fingerprint
-    if (layer, pooling, normalize, tta) != (None, "auto", False, None):
-        key = hashlib.sha256(f"{fingerprint}:{choice}".encode()).hexdigest()
+    if choice != [None, "auto", False, None]:
+        key = hashlib.sha256(f"{fingerprint}:{json.dumps(choice)}".encode()).hexdigest()
     return FeatureView(module, key, data_config, _width(module, data_config["input_size"]))
+
+
+class PooledModule(nn.Module):
+    """A user's network whose feature maps of shape (n, channels, height, width) are averaged over their area."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the maps, as timm's networks do under this name."""
+        return self.network(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).mean(dim=(2, 3))
 
 
 class LayerFeatures(nn.Module):
@@ -105,7 +123,8 @@ class LayerFeatures(nn.Module):
 
     def __init__(self, network: nn.Module, names: list[str], pooling: str):
         super().__init__()
-        self.network = copy.deepcopy(network)  # the hooks belong to this copy
+        weights = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        self.network = copy.deepcopy(network, weights)  # the hooks belong to this copy, which shares its weights
         self.names = names
         self.pooling = pooling
         self._seen: dict[tuple[int, str], torch.Tensor] = {}
@@ -131,7 +150,8 @@ class _Keep:
         self.name = name
 
     def __call__(self, module, inputs, output):
-        self.seen[threading.get_ident(), self.name] = output
+        # Copied, because activations and sums in place write into what the layer before them gave.
+        self.seen[threading.get_ident(), self.name] = output.clone() if isinstance(output, torch.Tensor) else output
 
 
 class PooledFeatures(nn.Module):
@@ -143,7 +163,13 @@ class PooledFeatures(nn.Module):
         self.pooling = pooling
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return pool(_unpooled(self.network)(images), self.pooling, self.network)
+        output = getattr(self.network, "forward_features", self.network)(images)
+        if output.ndim == 2 and self.pooling != "none":
+            raise BackboneError(
+                f"pooling={self.pooling!r} needs a backbone that gives maps or tokens, and this one gives vectors: use "
+                "pooling='auto', or name a layer of it."
+            )
+        return pool(output, self.pooling, self.network)
 
 
 class MirrorAveraged(nn.Module):
@@ -154,7 +180,7 @@ class MirrorAveraged(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.network(images) + self.network(images.flip(-1))) / 2
+        return (_in_float32(self.network(images)) + _in_float32(self.network(images.flip(-1)))) / 2
 
 
 class Normalized(nn.Module):
@@ -165,7 +191,7 @@ class Normalized(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.network(images).float(), dim=1)
+        return nn.functional.normalize(_in_float32(self.network(images)), dim=1)
 
 
 def pool(output: torch.Tensor, pooling: str, network: nn.Module) -> torch.Tensor:
@@ -184,7 +210,7 @@ def pool(output: torch.Tensor, pooling: str, network: nn.Module) -> torch.Tensor
         return output.flatten(1)
     n_prefix = getattr(network, "num_prefix_tokens", 0) if output.ndim == 3 else 0
     if pooling == "cls" or (pooling == "auto" and n_prefix and getattr(network, "global_pool", "") == "token"):
-        if not n_prefix:
+        if not n_prefix or getattr(network, "cls_token", output) is None:
             raise BackboneError("pooling='cls' needs a backbone with a class token, and this one has none.")
         return output[:, 0]
     if output.ndim not in (3, 4):
@@ -203,15 +229,18 @@ def _values_last(output: torch.Tensor, network: nn.Module) -> torch.Tensor:
     return output.flatten(2).transpose(1, 2)
 
 
-def _unpooled(network: nn.Module):
-    """Return what computes the network's last maps or tokens."""
-    if hasattr(network, "forward_features"):
-        return network.forward_features
-    return getattr(network, "network", network)
+def _in_float32(values: torch.Tensor) -> torch.Tensor:
+    """Convert even what is float32 already: a program traced in float32, to be run in bfloat16, then converts too."""
+    return values.to(torch.float32, copy=True)
 
 
 def _as_list(layer: Layers) -> list[int | str]:
-    return [layer] if isinstance(layer, (int, str)) else list(layer)
+    layers = [layer] if isinstance(layer, (Integral, str)) else list(layer)
+    if not layers or not all(isinstance(each, (Integral, str)) for each in layers):
+        raise BackboneError(
+            f"The 'layer' parameter must be None, an int, a str, or a list of at least one of them, got {layer!r} instead."
+        )
+    return [each if isinstance(each, str) else int(each) for each in layers]
 
 
 def _layer_name(module: nn.Module, layer: int | str) -> str:

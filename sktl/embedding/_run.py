@@ -228,7 +228,7 @@ class Run:
             warnings.warn(self.runner.complaint, PrecisionWarning, stacklevel=4)
             self.runner.complaint = None
         if self._is_lost():
-            bad = [BadRow(i, self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
+            bad = [BadRow(self.rows.position(i), self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
             raise_bad_rows(bad, len(self.rows))
         return self.out
 

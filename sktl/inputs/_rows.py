@@ -169,6 +169,10 @@ class Rows:
             item = None
         return self._label(index, item)
 
+    def position(self, index: int) -> int:
+        """Return where in X a row stands, also after :meth:`take`."""
+        return int(self._positions[index])
+
     def take(self, indices) -> "Rows":
         """Choose rows.
 

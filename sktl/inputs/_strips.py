@@ -42,6 +42,7 @@ class StripRows:
         _, self._height, width = input_size
         self._values = np.ascontiguousarray(values, dtype=np.float64)
         self._stretch = _stretching(self._values.shape[1], width)
+        self._positions = np.arange(len(self._values))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -50,13 +51,18 @@ class StripRows:
         return StripRow(self._values[index], self._stretch, self._height)
 
     def label(self, index: int) -> str:
-        """Name a row for error messages."""
-        return f"row {index}"
+        """Name a row for error messages, by its position in X."""
+        return f"row {self.position(index)}"
+
+    def position(self, index: int) -> int:
+        """Return where in X a row stands, also after :meth:`take`."""
+        return int(self._positions[index])
 
     def take(self, indices: np.ndarray) -> "StripRows":
         """Return some of the rows."""
         taken = object.__new__(StripRows)
-        taken._height, taken._values, taken._stretch = self._height, self._values[indices], self._stretch
+        taken._height, taken._stretch = self._height, self._stretch
+        taken._values, taken._positions = self._values[indices], self._positions[indices]
         return taken
 
 

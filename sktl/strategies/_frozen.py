@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from sklearn.utils._param_validation import Interval
 
-from sktl.strategies.base import Strategy, TrainableNetwork
+from sktl.strategies.base import Strategy
 
 
 class FeatureExtraction(Strategy):
@@ -44,6 +44,3 @@ class FeatureExtraction(Strategy):
 
     def __init__(self, C: float = 10.0):
         self.C = C
-
-    def prepare(self, network: TrainableNetwork) -> None:
-        network.backbone.requires_grad_(False)

@@ -26,10 +26,15 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
     strategy : str or Strategy
         A name, or an object, which is copied.
 
+    Returns
+    -------
+    strategy : Strategy
+        A copy.
+
     Raises
     ------
     StrategyError
-        If no strategy has that name.
+        If no strategy has that name, or it trains nothing.
     InvalidParameterError
         If one of its parameters is out of range.
 
@@ -49,6 +54,10 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
     own = clone(strategy)
     if hasattr(own, "_parameter_constraints"):
         own._validate_params()
+    if not own.trains_backbone and not own.fits_head_first:
+        raise StrategyError(
+            f"The strategy {type(own).__name__} trains nothing: set trains_backbone or fits_head_first to True."
+        )
     return own
 
 

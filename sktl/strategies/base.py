@@ -25,13 +25,16 @@ class Strategy(BaseEstimator):
     Attributes
     ----------
     trains_backbone : bool
-        False if the backbone keeps its weights: then embeddings are computed once, and the head is fitted on them.
+        False if the backbone keeps its weights: then embeddings are computed once, the head is fitted on them, and none
+        of the methods is called.
     starts_pretrained : bool
         False if training starts from random weights.
     fits_head_first : bool
         True if the head is first fitted to convergence on the frozen backbone's embeddings.
     updates_batch_norm : bool
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
+    C : float
+        Inverse strength of the head's L2 penalty where it is fitted first.
     learning_rate : float
         Learning rate of the head where the estimator's ``learning_rate`` is None.
 
@@ -56,6 +59,7 @@ class Strategy(BaseEstimator):
     starts_pretrained: ClassVar[bool] = True
     fits_head_first: ClassVar[bool] = False
     updates_batch_norm: ClassVar[bool] = False
+    C: float = 10.0
     learning_rate: ClassVar[float] = 1e-3
 
     def prepare(self, network: TrainableNetwork) -> None:

@@ -25,18 +25,26 @@ class Targets:
     values : ndarray of shape (n,) or (n, n_outputs)
         Class indices or numbers.
     weight : ndarray of float, shape (n,)
-        Positive sample weights.
+        Positive sample weights: how often a row counts as there.
+    class_weight : ndarray of float, shape (n_classes,), or None
+        How much the loss of a row of each class counts.
     """
 
     values: np.ndarray
     weight: np.ndarray
+    class_weight: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, indices: np.ndarray) -> "Targets":
         """Return the targets of some rows."""
-        return Targets(self.values[indices], self.weight[indices])
+        return Targets(self.values[indices], self.weight[indices], self.class_weight)
+
+    @property
+    def loss_weight(self) -> np.ndarray:
+        """How much each row's loss counts."""
+        return self.weight if self.class_weight is None else self.weight * self.class_weight[self.values]
 
 
 class TrainingData(Dataset):
@@ -63,7 +71,7 @@ class TrainingData(Dataset):
         self.preprocess = preprocess
         self._values = torch.as_tensor(targets.values)
         # With a mean of 1 over all rows, so that a batch of light rows counts less than one of heavy rows.
-        self._weight = torch.as_tensor(targets.weight / targets.weight.mean(), dtype=torch.float32)
+        self._weight = torch.as_tensor(targets.loss_weight / targets.loss_weight.mean(), dtype=torch.float32)
         self._images = self._load_all() if self._fits_in_memory() else None
 
     def __len__(self) -> int:
@@ -110,7 +118,7 @@ def map_rows(read: Callable[[int], Any], rows, indices: Iterable[int]) -> list:
         try:
             return read(index)
         except RowError as error:
-            return BadRow(index, rows.label(index), str(error))
+            return BadRow(rows.position(index), rows.label(index), str(error))
 
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
         outcomes = list(threads.map(attempt, indices))
@@ -120,7 +128,7 @@ def map_rows(read: Callable[[int], Any], rows, indices: Iterable[int]) -> list:
     return outcomes
 
 
-def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets]:
+def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets, np.ndarray]:
     """Merge rows of equal content and target, and put them into an order that depends on nothing else.
 
     So a row that is repeated is the same as a row with more weight, to the last bit.
@@ -136,6 +144,8 @@ def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets]:
     -------
     rows, targets
         One row per distinct pair of content and target; weights are added.
+    group : ndarray of int, shape (n,)
+        For each row given, which of the rows returned it is part of.
     """
     digests = map_rows(lambda index: rows[index].digest, rows, range(len(targets)))
     keys = np.array(
@@ -143,7 +153,7 @@ def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets]:
     )
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     weight = np.bincount(group, weights=targets.weight)
-    return rows.take(first), Targets(targets.values[first], weight)
+    return rows.take(first), Targets(targets.values[first], weight, targets.class_weight), group
 
 
 class EvenBatches(Sampler):

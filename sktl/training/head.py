@@ -6,8 +6,10 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from sktl.training.data import Targets
 
-def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray, weight: np.ndarray, C: float) -> float:
+
+def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C: float) -> float:
     """Fit a multinomial logistic regression on scaled embeddings, and write it into a linear layer.
 
     The scaling is folded into the layer's weights, so that the layer takes plain embeddings.
@@ -18,10 +20,8 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray,
         Maps ``width`` values to one output per class; changed in place.
     embeddings : ndarray of shape (n, width)
         One row per image.
-    target : ndarray of int, shape (n,)
-        Class indices; every class occurs.
-    weight : ndarray of float, shape (n,)
-        Sample weights, all positive.
+    targets : Targets
+        Class indices, of which every one occurs. The scaling heeds how often a row counts, not the weight of its class.
     C : float
         Inverse strength of the L2 penalty, as in :class:`~sklearn.linear_model.LogisticRegression`; it acts on
         embeddings that are standardised and divided by the square root of their width.
@@ -32,20 +32,21 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, target: np.ndarray,
         Weighted mean cross-entropy on the data.
     """
     embeddings = embeddings.astype(np.float64)
-    mean = np.average(embeddings, axis=0, weights=weight)
-    std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=weight))
+    mean = np.average(embeddings, axis=0, weights=targets.weight)
+    std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=targets.weight))
     std[std < 1e-6 * max(float(std.max()), 1e-12)] = 1.0  # a constant feature says nothing
     scale = std * np.sqrt(embeddings.shape[1])
     scaled = (embeddings - mean) / scale
     model = LogisticRegression(C=C, tol=1e-5, max_iter=1000)
-    model.fit(scaled, target, sample_weight=weight)
+    model.fit(scaled, targets.values, sample_weight=targets.loss_weight)
     coef, intercept = _one_row_per_class(model)
     coef = coef / scale
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(coef))
         head.bias.copy_(torch.from_numpy(intercept - coef @ mean))
     log_proba = log_softmax(scaled @ (coef * scale).T + intercept, axis=1)  # never the logarithm of 0
-    return float(-np.average(log_proba[np.arange(len(target)), target], weights=weight))
+    losses = -log_proba[np.arange(len(targets)), targets.values]
+    return float(np.average(losses, weights=targets.loss_weight))
 
 
 def _one_row_per_class(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:

@@ -79,6 +79,24 @@ def _split_by_decay(groups, weight_decay: float):
                 yield {**group, "params": params, "weight_decay": weight_decay if is_matrix else 0.0}
 
 
+_OWN_SETTINGS = frozenset(
+    [
+        "batch_size",
+        "callbacks",
+        "device",
+        "iterator_train",
+        "iterator_valid",
+        "lr",
+        "max_epochs",
+        "module",
+        "strategy",
+        "train_split",
+        "verbose",
+        "weight_decay",
+    ]
+)
+
+
 def make_net(
     network: Network,
     strategy,
@@ -136,7 +154,14 @@ def make_net(
         "verbose": verbose,
         "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
     }
-    return TransferNet(network, strategy=strategy, **{**settings, **(net_params or {})})
+    overrides = dict(net_params or {})
+    taken = sorted(_OWN_SETTINGS.intersection(overrides))
+    if taken:
+        raise ValueError(
+            f"The 'net_params' parameter must not hold {taken[0]!r}: the estimator sets it, through a parameter of its "
+            "own where there is one (callbacks=, learning_rate=)."
+        )
+    return TransferNet(network, strategy=strategy, **{**settings, **overrides})
 
 
 def train(
@@ -179,3 +204,13 @@ def train(
     device = torch.device(net.device)
     with private_torch_rng(seed, device):
         net.fit(data, None)
+    _finish(net)
+
+
+def _finish(net: TransferNet) -> None:
+    """Bring a trained net to the CPU, without what only training needs."""
+    net.module_.cpu().eval()
+    net.device = "cpu"
+    net.optimizer_.state.clear()
+    if not all(torch.isfinite(parameter).all() for parameter in net.module_.parameters()):
+        raise FloatingPointError("Training ended with weights that are no numbers. Try a smaller learning_rate.")

@@ -86,6 +86,9 @@ class ArrayRows:
     def label(self, i):
         return f"row {i}"
 
+    def position(self, i):
+        return i
+
     def __getitem__(self, i):
         if i in self.unreadable:
             raise RowError("no such file")

@@ -119,11 +119,16 @@ def test_callbacks_are_run(few):
 
 
 def test_parameters_of_the_net_are_handed_on(few):
-    params = {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9, "max_epochs": 3}
-    model = make_model(net_params=params).fit(*few)
+    params = {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}
+    model = make_model(net_params=params, max_epochs=3).fit(*few)
     assert isinstance(model.net_.optimizer, type)
     assert model.net_.optimizer is torch.optim.SGD
     assert len(model.history_) == 3
+
+
+def test_parameters_that_the_estimator_owns_are_refused(few):
+    with pytest.raises(ValueError, match="'net_params' parameter must not hold 'callbacks'"):
+        make_model(net_params={"callbacks": []}).fit(*few)
 
 
 def test_history_is_plain_and_tells_the_phases(few):
@@ -150,3 +155,24 @@ def test_verbose_prints_a_line_per_epoch(few, capsys):
     out = capsys.readouterr().out
     assert "train_loss" in out
     assert "Re-initializing" not in out
+
+
+def test_weights_that_are_no_numbers_are_no_fit(few):
+    model = make_model(learning_rate=1e30, max_epochs=1, batch_size=1000)
+    with pytest.raises(FloatingPointError, match="Try a smaller learning_rate"):
+        model.fit(*few)
+    assert not hasattr(model, "net_")
+
+
+def test_copies_are_not_split_between_training_and_validation(few):
+    X, y = few
+    doubled = np.concatenate([X, X]), np.concatenate([y, y])
+    model = make_model(early_stopping=True, validation_fraction=0.4, max_epochs=1).fit(*doubled)
+    held_out = set(model.validation_indices_ % len(X))
+    assert held_out
+    assert len(model.validation_indices_) == 2 * len(held_out)
+
+
+def test_validation_data_needs_labels(few):
+    with pytest.raises(ValueError, match="X_val and y_val must be given together"):
+        make_model().fit(*few, X_val=few[0])

@@ -77,7 +77,7 @@ def test_head_is_scikit_learns_logistic_regression(n_classes):
     X = X * np.logspace(-2, 2, 12) + 5
     weight = np.random.default_rng(0).uniform(0.5, 2, 200)
     head = nn.Linear(12, n_classes)
-    loss = fit_linear_head(head, X.astype(np.float32), y, weight, C=10.0)
+    loss = fit_linear_head(head, X.astype(np.float32), Targets(y, weight), C=10.0)
     with torch.inference_mode():
         proba = torch.softmax(head(torch.from_numpy(X.astype(np.float32))), dim=1).numpy()
     mean = np.average(X, axis=0, weights=weight)
@@ -90,7 +90,7 @@ def test_head_is_scikit_learns_logistic_regression(n_classes):
 def test_head_of_constant_features_is_finite():
     X = np.hstack([np.random.default_rng(0).normal(size=(30, 2)), np.full((30, 1), 1e6), np.zeros((30, 1))])
     head = nn.Linear(4, 3)
-    fit_linear_head(head, X.astype(np.float32), np.arange(30) % 3, np.ones(30), C=1.0)
+    fit_linear_head(head, X.astype(np.float32), Targets(np.arange(30) % 3, np.ones(30)), C=1.0)
     assert head.weight.isfinite().all()
     assert head.bias.isfinite().all()
 
@@ -146,12 +146,14 @@ def test_rows_that_cannot_be_read_are_all_named(image_paths, tmp_path):
 def test_equal_rows_are_merged_if_their_targets_are_equal(rng):
     images = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     rows = open_rows(images[[0, 1, 0, 0, 3]])
-    merged, result = merge_duplicates(rows, Targets(np.array([5, 5, 5, 6, 5]), np.array([1.0, 2.0, 3.0, 4.0, 5.0])))
+    targets = Targets(np.array([5, 5, 5, 6, 5]), np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    merged, result, group = merge_duplicates(rows, targets)
     assert len(merged) == len(result) == 4
     found = {(merged[i].digest, int(result.values[i])): result.weight[i] for i in range(4)}
     assert found[rows[0].digest, 5] == 4.0
     assert found[rows[0].digest, 6] == 4.0
     assert found[rows[1].digest, 5] == 2.0
+    assert [merged[index].digest for index in group] == [rows[index].digest for index in range(5)]
 
 
 # The schedule ---------------------------------------------------------------------------------------------------------
