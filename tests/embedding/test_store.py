@@ -397,7 +397,7 @@ def test_processes_share_the_work(tmp_path, make_rows, make_view):
     context = get_context("fork")
     computed, start = context.Queue(), context.Event()
     arguments = (tmp_path, computed, start, make_rows, view, images)
-    processes = [context.Process(target=embed_all, args=arguments) for _ in range(4)]
+    processes = [context.Process(target=embed_all, args=arguments) for _ in range(8)]
     for process in processes:
         process.start()
     start.set()
