@@ -238,7 +238,7 @@ def _as_list(layer: Layers) -> list[int | str]:
     layers = [layer] if isinstance(layer, (Integral, str)) else list(layer)
     if not layers or not all(isinstance(each, (Integral, str)) for each in layers):
         raise BackboneError(
-            f"The 'layer' parameter must be None, an int, a str, or a list of at least one of them, got {layer!r} instead."
+            f"The 'layer' parameter must be None, an int, a str, or a list of one or more of them, got {layer!r}."
         )
     return [each if isinstance(each, str) else int(each) for each in layers]
 

@@ -79,22 +79,10 @@ def _split_by_decay(groups, weight_decay: float):
                 yield {**group, "params": params, "weight_decay": weight_decay if is_matrix else 0.0}
 
 
-_OWN_SETTINGS = frozenset(
-    [
-        "batch_size",
-        "callbacks",
-        "device",
-        "iterator_train",
-        "iterator_valid",
-        "lr",
-        "max_epochs",
-        "module",
-        "strategy",
-        "train_split",
-        "verbose",
-        "weight_decay",
-    ]
-)
+_OWN_SETTINGS = {
+    *("batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr", "max_epochs", "module"),
+    *("strategy", "train_split", "verbose", "weight_decay"),
+}
 
 
 def make_net(
@@ -204,13 +192,16 @@ def train(
     device = torch.device(net.device)
     with private_torch_rng(seed, device):
         net.fit(data, None)
-    _finish(net)
+    _finish(net, data)
 
 
-def _finish(net: TransferNet) -> None:
-    """Bring a trained net to the CPU, without what only training needs."""
+def _finish(net: TransferNet, data: TrainingData) -> None:
+    """Bring a trained net to the CPU, without what only training needs; make sure that it gives numbers."""
     net.module_.cpu().eval()
     net.device = "cpu"
     net.optimizer_.state.clear()
-    if not all(torch.isfinite(parameter).all() for parameter in net.module_.parameters()):
-        raise FloatingPointError("Training ended with weights that are no numbers. Try a smaller learning_rate.")
+    images, _ = data.__getitems__([0])
+    with torch.inference_mode():
+        finite = torch.isfinite(net.module_(images)).all()
+    if not finite:
+        raise FloatingPointError("Training ended with a network that gives no numbers. Try a smaller learning_rate.")
