@@ -93,7 +93,7 @@ class Candidate:
 
 
 def make_candidates(
-    strategies, network: dict[str, Any], *, pixels_size: int, epochs: int, random_state: int
+    strategies, network: dict[str, Any], training: dict[str, Any], *, pixels_size: int
 ) -> list[Candidate]:
     """Return all ways to try, the cheaper ones first.
 
@@ -103,12 +103,10 @@ def make_candidates(
         Names.
     network : dict
         Parameters that transformer and classifier share: the backbone and where it runs.
+    training : dict
+        Parameters of the classifier alone: epochs, learning rate, seed.
     pixels_size : int
         Side of the images for the baseline on raw pixels.
-    epochs : int
-        For the strategies that train the network.
-    random_state : int
-        The seed.
 
     Returns
     -------
@@ -119,19 +117,18 @@ def make_candidates(
     embeddings = make_pipeline(
         PretrainedFeatureTransformer(**network), StandardScaler(), LogisticRegression(max_iter=2000)
     )
-    network = {**network, "max_epochs": epochs, "random_state": random_state}
     return [
         Candidate("raw pixels + LogisticRegression", pixels, {}, 0.1),
         Candidate("embeddings + LogisticRegression", embeddings, {}, 0.1),
         *(
-            Candidate(name, FineTuneClassifier(**network), {"strategy": [name]}, _effort(name, epochs))
+            Candidate(name, FineTuneClassifier(**network, **training), {"strategy": [name]}, _effort(name, training))
             for name in strategies
         ),
     ]
 
 
-def _effort(strategy: str, epochs: int) -> float:
-    return float(epochs) if resolve_strategy(strategy).trains_backbone else 0.1
+def _effort(strategy: str, training: dict[str, Any]) -> float:
+    return float(training["max_epochs"]) if resolve_strategy(strategy).trains_backbone else 0.1
 
 
 def count_parameters(model) -> int:

@@ -50,9 +50,8 @@ def run_compare(arguments) -> int:
     candidates = make_candidates(
         arguments.strategies,
         network,
+        _training(arguments, images),
         pixels_size=images.pixels_size,
-        epochs=arguments.epochs,
-        random_state=arguments.random_state,
     )
     results = _evaluate_all(candidates, images, arguments.cv, arguments.random_state)
     print(f"\n{make_table(results)}\n", flush=True)
@@ -69,6 +68,14 @@ def _network(arguments, images: LabelledImages) -> dict[str, Any]:
         "image_size": arguments.image_size or images.image_size,
         "device": arguments.device,
         "memory": arguments.memory,
+    }
+
+
+def _training(arguments, images: LabelledImages) -> dict[str, Any]:
+    return {
+        "max_epochs": arguments.epochs,
+        "learning_rate": arguments.learning_rate or images.learning_rate,
+        "random_state": arguments.random_state,
     }
 
 

@@ -41,6 +41,8 @@ class LabelledImages:
         Side of the images as the baseline on raw pixels sees them; of this size a linear model is trained in seconds.
     image_size : int or None
         Side as the network sees them; None for the backbone's own.
+    learning_rate : float or None
+        Of the head; None for the strategy's own.
     notes : list of str
         What was left out, one sentence each.
     """
@@ -50,6 +52,7 @@ class LabelledImages:
     test: Part
     pixels_size: int = 32
     image_size: int | None = None
+    learning_rate: float | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -92,7 +95,7 @@ def load_images(
     if data == "digits":
         whole = _read_digits()
         train, test = _split(_sample(whole, max_images, random_state), test_size, n_splits, random_state)
-        return LabelledImages("digits", train, test, pixels_size=8, image_size=32)
+        return LabelledImages("digits", train, test, pixels_size=8, image_size=32, learning_rate=3e-3)
     folder = Path(data)
     found = read_folder(folder)
     if found.test is None:

@@ -119,6 +119,12 @@ def _add_experiment(group) -> None:
         "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (%(default)s)"
     )
     group.add_argument(
+        "--learning-rate",
+        type=_positive,
+        metavar="R",
+        help="highest learning rate of the head (the strategy's own; 0.003 for digits)",
+    )
+    group.add_argument(
         "--cv", type=_at_least(2), default=3, metavar="K", help="folds of the cross-validation (%(default)s)"
     )
     group.add_argument(
@@ -191,12 +197,20 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _fraction(text: str) -> float:
+    return _number_between(text, 0.0, 1.0, "a number between 0 and 1")
+
+
+def _positive(text: str) -> float:
+    return _number_between(text, 0.0, float("inf"), "a positive number")
+
+
+def _number_between(text: str, low: float, high: float, rule: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r} instead")
+        value = low
+    if not low < value < high:
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r} instead")
     return value
 
 
