@@ -7,6 +7,8 @@ digits and train the same classic model twice: on the raw pixels, and on the emb
 ``"sktl/tiny"``, which has never seen a digit from this data set.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # The images are 8 x 8 pixels with 17 shades of grey; we make them the 8-bit images that they would be in a file, and give
 # them an axis for the one channel that they have.
@@ -18,7 +20,12 @@ from sklearn.model_selection import train_test_split
 digits = load_digits()
 images = (digits.images * 255 / 16).astype("uint8")[..., None]
 X, X_test, y, y_test = train_test_split(
-    images, digits.target, train_size=800, test_size=400, stratify=digits.target, random_state=0
+    images,
+    digits.target,
+    train_size=800,
+    test_size=400,
+    stratify=digits.target,
+    random_state=0,
 )
 
 fig, axes = plt.subplots(2, 8, figsize=(8, 2.2), layout="constrained")
@@ -75,7 +82,7 @@ fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 for name, values in accuracy.items():
     ax.plot(sizes, values.mean(axis=1), marker="o", label=name)
     ax.fill_between(sizes, values.min(axis=1), values.max(axis=1), alpha=0.2)
-ax.set(xscale="log", xlabel="labelled images (ten classes)", ylabel="accuracy on 400 test images")
+ax.set(xscale="log", xlabel="labelled images (ten classes)", ylabel="test accuracy")
 ax.set_xticks(sizes, labels=sizes)
 ax.minorticks_off()
 ax.legend()

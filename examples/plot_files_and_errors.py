@@ -28,7 +28,8 @@ def draw(kind):
     pen = ImageDraw.Draw(image)
     left, top = rng.uniform(0.1, 0.4, 2) * (width, height)
     size = rng.uniform(0.35, 0.5) * min(width, height)
-    box, colour = (left, top, left + size, top + size), tuple(rng.integers(130, 256, 3).tolist())
+    box = (left, top, left + size, top + size)
+    colour = tuple(rng.integers(130, 256, 3).tolist())
     if kind == "disc":
         pen.ellipse(box, fill=colour)
     elif kind == "ring":
@@ -46,16 +47,16 @@ for kind in ("disc", "ring", "square"):
 # %%
 # The rows of ``X`` are file names, the labels are the names of the folders.
 
+import matplotlib.pyplot as plt
+
 files = sorted(collection.glob("*/*.png"))
 labels = [file.parent.name for file in files]
 
-import matplotlib.pyplot as plt
-
 fig, axes = plt.subplots(3, 6, figsize=(7, 3.6), layout="constrained")
-for ax, file in zip(axes.T.flat, files[:6:2] + files[20:26:2] + files[40:46:2] + files[6:12:2], strict=False):
-    ax.imshow(Image.open(file))
-for ax in axes.flat:
-    ax.axis("off")
+for row, kind in zip(axes, ("disc", "ring", "square"), strict=True):
+    for ax, file in zip(row, sorted((collection / kind).iterdir()), strict=False):
+        ax.imshow(Image.open(file))
+        ax.axis("off")
 
 # %%
 # A model

@@ -8,7 +8,7 @@ ways.
 """
 
 # %%
-# Few images: 15 per class to learn from, and 400 to test on.
+# Very few images: six per class to learn from, and 400 to test on.
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -16,7 +16,12 @@ from sklearn.model_selection import train_test_split
 digits = load_digits()
 images = (digits.images * 255 / 16).astype("uint8")[..., None]
 X, X_test, y, y_test = train_test_split(
-    images, digits.target, train_size=150, test_size=400, stratify=digits.target, random_state=0
+    images,
+    digits.target,
+    train_size=60,
+    test_size=400,
+    stratify=digits.target,
+    random_state=0,
 )
 
 # %%
@@ -24,7 +29,7 @@ X, X_test, y, y_test = train_test_split(
 # ----------
 #
 # ``strategy`` is searched like any other parameter. ``"from_scratch"`` is the control: the same network without its
-# pretrained weights.
+# pretrained weights. Images of 32 pixels are large enough for digits, and a quarter of the work.
 
 import pandas as pd
 from sklearn.model_selection import GridSearchCV
@@ -33,7 +38,7 @@ from sktl import FineTuneClassifier
 
 strategies = ["feature_extraction", "lp_ft", "partial", "fine_tuning", "from_scratch"]
 search = GridSearchCV(
-    FineTuneClassifier("sktl/tiny", max_epochs=5, random_state=0),
+    FineTuneClassifier("sktl/tiny", image_size=32, random_state=0),
     {"strategy": strategies},
     cv=3,
 )
@@ -45,23 +50,25 @@ results[["mean_test_score", "std_test_score", "mean_fit_time"]].round(3)
 # The picture
 # -----------
 #
-# Accuracy against time. What lies higher is better, what lies to the left is cheaper.
+# The bars are the mean over the folds, the whiskers its standard deviation, the numbers seconds per fit.
 
 import matplotlib.pyplot as plt
 
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+results = results.sort_values("mean_test_score")
+ax.barh(results.index, results["mean_test_score"], xerr=results["std_test_score"], capsize=4)
 for strategy, row in results.iterrows():
-    ax.errorbar(row["mean_fit_time"], row["mean_test_score"], yerr=row["std_test_score"], marker="o", capsize=4)
-    ax.annotate(strategy, (row["mean_fit_time"], row["mean_test_score"]), xytext=(8, 4), textcoords="offset points")
-ax.set(xscale="log", xlabel="seconds per fit", ylabel="cross-validated accuracy")
-ax.margins(x=0.25)
+    ax.text(0.01, strategy, f"{row['mean_fit_time']:.1f} s", va="center", color="white")
+ax.set(xlim=(0, 1), xlabel="cross-validated accuracy")
 plt.show()
 
 # %%
 # The winner
 # ----------
 #
-# The search has fitted the best strategy on all training images.
+# The search has fitted the best strategy on all 60 images. So few decide nothing between strategies that are close; but
+# they show what the pretrained weights are worth. With a thousand images the control catches up: then the digits
+# themselves have taught the network what it needs.
 
 print(search.best_params_["strategy"], f"{search.score(X_test, y_test):.3f}")
 
