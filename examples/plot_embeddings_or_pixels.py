@@ -10,8 +10,8 @@ digits and train the same classic model twice: on the raw pixels, and on the emb
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# The images are 8 x 8 pixels with 17 shades of grey; we make them the 8-bit images that they would be in a file, and give
-# them an axis for the one channel that they have.
+# The images are 8 x 8 pixels with 17 shades of grey; we make them the 8-bit images that they would be in a file, and
+# give them an axis for the one channel that they have.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
