@@ -65,7 +65,11 @@ class ImageEstimator(BaseEstimator):
             self._check_columns(X, reset)
         else:
             kind = "numbers"
-            X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
+            try:
+                X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
+            except ValueError as error:
+                _explain_columns_of_images(X, error)
+                raise
             if not isinstance(X, np.ndarray):  # under array API dispatch it is what the user gave
                 X = _convert_to_numpy(X, get_namespace(X)[0])
         if reset:
@@ -149,3 +153,15 @@ class ImageEstimator(BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _explain_columns_of_images(X, error: ValueError) -> None:
+    """Say what to do with a frame of several columns of which some hold images, and so are no numbers."""
+    if not hasattr(X, "columns") or not hasattr(X, "__getitem__") or len(X.columns) < 2:
+        return
+    names = [repr(name) for name in X.columns if isinstance(name, str) and holds_images(X[name])]
+    if names:
+        raise InputError(
+            f"X has {len(X.columns)} columns, of which {', '.join(names)} may hold images; one column of images is "
+            f"expected. Choose it, X[{names[0]}], or let a ColumnTransformer give each column to its own estimator."
+        ) from error
