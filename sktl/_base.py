@@ -48,16 +48,14 @@ class ImageEstimator(BaseEstimator):
 
     Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they
     are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
-    grey,
-    standardised by the mean and the standard deviation of all values seen in ``fit``.
+    grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
     """
 
     def _load_backbone(self) -> Backbone:
         return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
-        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which it "
-        "is."""
+        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which."""
         if getattr(X, "ndim", 1) not in (0, 2) and hasattr(X, "__len__") and len(X) == 0:
             raise InputError("X is empty: at least one row is required.")
         if holds_images(X):
@@ -116,8 +114,7 @@ class ImageEstimator(BaseEstimator):
         if len(shape) not in (2, 3) or int(np.prod(shape)) != X.shape[1]:
             raise InputError(
                 "The 'image_shape' parameter must be (height, width) or (height, width, channels) with a product of "
-                f"{X.shape[1]}, "
-                f"the number of columns of X; got {self.image_shape!r} instead."
+                f"{X.shape[1]}, the number of columns of X; got {self.image_shape!r} instead."
             )
 
     def _open_rows(self, X, backbone: Backbone):

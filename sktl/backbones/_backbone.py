@@ -95,9 +95,8 @@ def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Mod
         return PooledModule(module).eval(), shape[1]
     if len(shape) != 2:
         raise BackboneError(
-            f"The backbone {name} turns one image into an output of shape {shape}; expected (n, width) or (n, "
-            "channels, height, width). "
-            "Wrap it in a module that pools its output."
+            f"The backbone {name} turns one image into an output of shape {shape}; expected (n, width) "
+            "or (n, channels, height, width). Wrap it in a module that pools its output."
         )
     return module, shape[1]
 
@@ -109,8 +108,7 @@ def _output_shape(name: str, module: nn.Module, input_size: list[int]) -> tuple[
     except Exception as error:  # the network may be the user's own
         raise BackboneError(
             f"The backbone {name} cannot be run on an image of shape {tuple(input_size)} (channels, height, width): "
-            f"{error} "
-            "Give the size that it takes with image_size= or data_config={'input_size': (3, height, width)}."
+            f"{error} Give the size that it takes with image_size= or data_config={{'input_size': (3, height, width)}}."
         ) from error
     if not isinstance(output, torch.Tensor):
         raise BackboneError(f"The backbone {name} must return one tensor, got {type(output).__name__} instead.")

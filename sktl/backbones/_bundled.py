@@ -45,8 +45,7 @@ def bundled_state(name: str) -> dict[str, torch.Tensor]:
     if found != expected:
         raise BackboneError(
             f"The weights of {name!r} in {str(resource)!r} are damaged (SHA-256 {found[:12]}..., expected "
-            f"{expected[:12]}...). "
-            "Install sktl again."
+            f"{expected[:12]}...). Install sktl again."
         )
     state = safetensors.torch.load(data)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

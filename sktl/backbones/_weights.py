@@ -69,8 +69,8 @@ def read_weights_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise WeightsNotFoundError(
             f"The 'weights' parameter names {str(path)!r}, and there is no such file. Give the path of a "
-            ".safetensors or .pth file, "
-            "weights='pretrained' for the backbone's own weights, or weights=None for a random start."
+            ".safetensors or .pth file, weights='pretrained' for the backbone's own weights, or weights=None for a "
+            "random start."
         )
     if not path.name.endswith(_SAFE_ENDINGS):
         raise BackboneError(
@@ -102,8 +102,7 @@ def not_found_message(architecture: str, error: Exception) -> str:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"The pretrained weights of backbone={architecture!r} ({_wanted_file(architecture)}) are not in the cache "
-        "folder "
-        f"{_cache_folder()!r} and could not be fetched: {type(error).__name__}: {first_line} "
+        f"folder {_cache_folder()!r} and could not be fetched: {type(error).__name__}: {first_line} "
         "Without a network, either give a local file with weights='/path/to/model.safetensors', "
         "or use the backbone that ships with sktl, backbone='sktl/tiny'."
     )
