@@ -63,13 +63,7 @@ class ImageEstimator(BaseEstimator):
             self._check_columns(X, reset)
         else:
             kind = "numbers"
-            try:
-                X = validate_data(self, X, reset=reset, dtype="numeric", **checks)
-            except ValueError as error:
-                _explain_columns_of_images(X, error)
-                raise
-            if not isinstance(X, np.ndarray):  # under array API dispatch it is what the user gave
-                X = _convert_to_numpy(X, get_namespace(X)[0])
+            X = self._check_table(X, reset, checks)
         if reset:
             self.input_kind_ = kind
         elif kind != self.input_kind_:
@@ -78,6 +72,17 @@ class ImageEstimator(BaseEstimator):
                 "input as in fit."
             )
         return X
+
+    def _check_table(self, X, reset: bool, checks: dict[str, Any]) -> np.ndarray:
+        """Return the numbers of a table, as scikit-learn reads it."""
+        try:
+            table = validate_data(self, X, reset=reset, dtype="numeric", **checks)
+            if not isinstance(table, np.ndarray):  # under array API dispatch it is what the user gave
+                table = _convert_to_numpy(table, get_namespace(table)[0])
+            return table if table.dtype.kind in "biuf" else table.astype(np.float64)  # pandas' own strings come through
+        except ValueError as error:
+            _explain_columns_of_images(X, error)
+            raise
 
     def _check_columns(self, X, reset: bool) -> None:
         """Let a frame of one column of images have scikit-learn's names; other containers have none."""
