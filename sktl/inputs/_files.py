@@ -4,6 +4,10 @@ import os
 import re
 import stat
 import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sktl.inputs._errors import RowError
 
@@ -16,6 +20,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+_SETTLED_NS = 3_000_000_000
 _stream_lock = threading.Lock()  # a file object has one position, and rows are read from several threads
 
 
@@ -32,8 +37,8 @@ def refuse_url(text: str) -> None:
         raise RowError(f"{found[0]}... is a URL, and nothing is fetched from the network; download it first")
 
 
-def read_file(path: str | os.PathLike, root: str | None, max_bytes: int) -> bytes:
-    """Read a regular local file.
+class LocalFile:
+    """A regular local file, checked but not read yet.
 
     Parameters
     ----------
@@ -44,32 +49,90 @@ def read_file(path: str | os.PathLike, root: str | None, max_bytes: int) -> byte
     max_bytes : int
         Larger files are refused unread.
 
-    Returns
-    -------
-    data : bytes
-        Never empty.
+    Attributes
+    ----------
+    identity : tuple of int
+        Tells this state of the file from all others: device, inode, length, times of the last changes.
     """
-    text = os.fsdecode(path)
-    refuse_url(text)
-    try:
-        resolved = text if root is None else _resolve_under(root, text)
-        # Opening a device may act on it (a tape rewinds), so its kind is asked before, and again of what was opened.
-        # Kernel files claim 0 bytes and some of them block: they are refused by their length.
-        _check_regular(os.stat(resolved))
-        with open(os.open(resolved, _OPEN_FLAGS), "rb", buffering=0) as file:
+
+    def __init__(self, path: str | os.PathLike, root: str | None, max_bytes: int):
+        self._text = os.fsdecode(path)
+        self._root, self._max_bytes = root, max_bytes
+        refuse_url(self._text)
+        with self._explained():
+            self._resolved = self._text if root is None else _resolve_under(root, self._text)
+            # Opening a device may act on it (a tape rewinds), so its kind is asked before, and again of what was
+            # opened. Kernel files claim 0 bytes and some of them block: they are refused by their length.
+            status = os.stat(self._resolved)
+            self._check(status)
+        self.identity = _identity(status)
+
+    def read(self) -> bytes:
+        """Return the file's content, never empty.
+
+        Raises
+        ------
+        RowError
+            If it cannot be read, or is no longer what it was when it was checked.
+        """
+        with self._explained(), open(os.open(self._resolved, _OPEN_FLAGS), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            _check_regular(status)
-            _check_length(status.st_size, max_bytes)
+            self._check(status)
             data = file.read(status.st_size + 1)
-    except RowError:
-        raise
-    except OSError as error:
-        raise RowError(_explain(error, text, root)) from error
-    except ValueError as error:
-        raise RowError(f"not a valid path ({error})") from error
-    if len(data) != status.st_size:
-        raise RowError("the file changed while it was read")
-    return data
+        if len(data) != status.st_size or _identity(status) != self.identity:
+            raise RowError("the file changed while it was read")
+        return data
+
+    def _check(self, status: os.stat_result) -> None:
+        _check_regular(status)
+        _check_length(status.st_size, self._max_bytes)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RowError:
+            raise
+        except OSError as error:
+            raise RowError(_explain(error, self._text, self._root)) from error
+        except ValueError as error:
+            raise RowError(f"not a valid path ({error})") from error
+
+
+class DigestMemo:
+    """Content hashes of files that have not changed since they were hashed; a grid search asks for each many times.
+
+    A change within the resolution of the file system's clock would go unseen, so that a file is only remembered when
+    its last change lies some seconds back (git treats its index the same way).
+
+    Parameters
+    ----------
+    capacity : int
+        Number of files remembered.
+    """
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._digests: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, identity: tuple[int, ...]) -> bytes | None:
+        """Return the digest of a file in this state, if it is known."""
+        with self._lock:
+            return self._digests.get(identity)
+
+    def put(self, identity: tuple[int, ...], digest: bytes) -> None:
+        """Remember the digest of a file, if its state is old enough to be told from a later one."""
+        if os.name != "posix" or time.time_ns() - max(identity[-2:]) < _SETTLED_NS:
+            return
+        with self._lock:
+            self._digests[identity] = digest
+            while len(self._digests) > self._capacity:
+                self._digests.popitem(last=False)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_stream(stream, max_bytes: int) -> bytes:

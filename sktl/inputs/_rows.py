@@ -15,11 +15,13 @@ from sktl.inputs._arrays import array_to_rgb
 from sktl.inputs._containers import ArrayRows, find_rows, is_image, is_missing
 from sktl.inputs._decode import MAX_PIXELS, decode, pillow_to_rgb
 from sktl.inputs._errors import RowError
-from sktl.inputs._files import check_data, read_file, read_stream, refuse_url
+from sktl.inputs._files import DigestMemo, LocalFile, check_data, read_stream, refuse_url
 
 _BYTES_PER_PIXEL = 8  # of the widest encoding, 16-bit RGBA; no image that max_pixels allows needs a longer file
 _BYTES_BESIDE_PIXELS = 2**26
 _N_LABEL = 160
+
+_file_digests = DigestMemo(capacity=2**18)
 
 
 @dataclass
@@ -90,6 +92,25 @@ class _EncodedRow(Row):
         digest = hashlib.sha256(b"file\0")
         digest.update(self._data)
         return digest.digest()
+
+
+class _FileRow(_EncodedRow):
+    """A file; read at once, unless its hash is known and perhaps all that is wanted."""
+
+    def __init__(self, file: LocalFile, label: str, reading: _Reading):
+        self._file = file
+        self._digest = _file_digests.get(file.identity)
+        super().__init__(file.read() if self._digest is None else None, label, reading)
+
+    def pixels(self) -> np.ndarray:
+        if self._data is None:
+            self._data = self._file.read()
+        return super().pixels()
+
+    def _hash(self) -> bytes:
+        digest = super()._hash()
+        _file_digests.put(self._file.identity, digest)
+        return digest
 
 
 class _PixelRow(Row):
@@ -285,7 +306,7 @@ def _open_row(item, label: str, reading: _Reading) -> Row:
     if is_missing(item):
         raise RowError("missing value")
     if isinstance(item, str | os.PathLike):
-        return _EncodedRow(read_file(item, reading.root, reading.max_bytes), label, reading)
+        return _FileRow(LocalFile(item, reading.root, reading.max_bytes), label, reading)
     if isinstance(item, bytes | bytearray | memoryview):
         return _EncodedRow(check_data(item, reading.max_bytes), label, reading)
     if isinstance(item, Image.Image):
