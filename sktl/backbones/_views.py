@@ -139,7 +139,7 @@ class LayerFeatures(nn.Module):
     def _pooled(self, name: str, output: torch.Tensor | None) -> torch.Tensor:
         if not isinstance(output, torch.Tensor):
             raise BackboneError(f"The layer {name!r} gives no tensor for an image, so that it cannot be a feature.")
-        return pool(output, self.pooling, self.network)
+        return pool(output, self.pooling, self.network, self.network.get_submodule(name))
 
 
 class _Keep:
@@ -194,7 +194,7 @@ class Normalized(nn.Module):
         return nn.functional.normalize(_in_float32(self.network(images)), dim=1)
 
 
-def pool(output: torch.Tensor, pooling: str, network: nn.Module) -> torch.Tensor:
+def pool(output: torch.Tensor, pooling: str, network: nn.Module, layer: nn.Module | None = None) -> torch.Tensor:
     """Turn maps of shape (n, channels, height, width) or tokens of shape (n, tokens, width) into one vector per image.
 
     Parameters
@@ -205,26 +205,37 @@ def pool(output: torch.Tensor, pooling: str, network: nn.Module) -> torch.Tensor
         One of ``POOLINGS``.
     network : nn.Module
         Asked for the layout of its maps, its prefix tokens and its own way of pooling.
+    layer : nn.Module or None, default=None
+        What gave the output; asked for the layout first.
     """
     if pooling == "none" or output.ndim == 2:
         return output.flatten(1)
-    n_prefix = getattr(network, "num_prefix_tokens", 0) if output.ndim == 3 else 0
+    n_prefix = _count_prefix_tokens(output, network)
     if pooling == "cls" or (pooling == "auto" and n_prefix and getattr(network, "global_pool", "") == "token"):
         if not n_prefix or getattr(network, "cls_token", output) is None:
             raise BackboneError("pooling='cls' needs a backbone with a class token, and this one has none.")
         return output[:, 0]
     if output.ndim not in (3, 4):
         raise BackboneError(f"A layer's output of shape {tuple(output.shape)} cannot be pooled; use pooling='none'.")
-    values = _values_last(output[:, n_prefix:] if output.ndim == 3 else output, network)
+    layout = getattr(layer, "output_fmt", getattr(network, "output_fmt", "NCHW"))
+    values = _values_last(output[:, n_prefix:] if output.ndim == 3 else output, str(layout))
     average, maximum = values.mean(dim=1), values.amax(dim=1)
     return {"max": maximum, "avgmax": (average + maximum) / 2}.get(pooling, average)
 
 
-def _values_last(output: torch.Tensor, network: nn.Module) -> torch.Tensor:
+def _count_prefix_tokens(output: torch.Tensor, network: nn.Module) -> int:
+    """Return how many tokens stand before those of the image; the layer that cuts the image up has none yet."""
+    n_patches = getattr(getattr(network, "patch_embed", None), "num_patches", None)
+    if output.ndim != 3 or output.shape[1] == n_patches:
+        return 0
+    return getattr(network, "num_prefix_tokens", 0)
+
+
+def _values_last(output: torch.Tensor, layout: str) -> torch.Tensor:
     """Return shape (n, places, values)."""
     if output.ndim == 3:
         return output
-    if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
+    if layout.endswith("NHWC"):  # timm's enumeration has names with a prefix
         return output.flatten(1, 2)
     return output.flatten(2).transpose(1, 2)
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -128,6 +129,19 @@ def test_layers_of_tokens(images):
     assert_equal(compute(backbone, images, layer=0, pooling="avg"), first[:, 1:].mean(dim=1))
     assert_equal(compute(backbone, images, layer="blocks.5", pooling="cls"), last[:, 0])
     assert_equal(compute(backbone, images, layer=0, pooling="none"), first.flatten(1))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_layers_before_the_class_token(dynamic, images):
+    """What cuts the image up gives tokens without one, or maps with their channels last."""
+    network = timm.create_model("test_vit", num_classes=0, img_size=SIZE, dynamic_img_size=dynamic)
+    backbone = load_backbone(network, "pretrained", None, SIZE)
+    (patches,) = outputs_of(backbone, images, "patch_embed")
+    assert patches.ndim == (4 if dynamic else 3)
+    patches = patches.reshape(len(images), (SIZE // 16) ** 2, -1)
+    assert_equal(compute(backbone, images, layer="patch_embed"), patches.mean(dim=1))
+    with pytest.raises(BackboneError, match="pooling='cls' needs"):
+        backbone.feature_view(layer="patch_embed", pooling="cls")
 
 
 @pytest.mark.parametrize("name", NAMES)
