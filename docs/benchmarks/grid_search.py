@@ -20,12 +20,12 @@ from sklearn.preprocessing import StandardScaler
 from sktl import PretrainedFeatureTransformer
 from sktl.embedding import default_store
 
-GRID = {"logisticregression__C": [10.0**k for k in range(-5, 3)]}
+GRID = {"logisticregression__C": [10.0**k for k in range(-7, 1)]}
 
 
 def make_steps():
     """Return the classic part of both ways."""
-    return StandardScaler(), LogisticRegression(max_iter=200)
+    return StandardScaler(), LogisticRegression(max_iter=1000)
 
 
 def search_over_pipeline(backbone, paths, labels):
