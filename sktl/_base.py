@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from torch import nn
 
 from sktl.backbones import Backbone, FeatureView, load_backbone
-from sktl.embedding import default_store, embed, open_store
+from sktl.embedding import DiskStore, default_store, embed, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, holds_images, open_rows
 
@@ -28,7 +28,8 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "root": [str, os.PathLike, None],
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
-    "memory": [str, os.PathLike, HasMethods("cache"), None],
+    "max_pixels": [Interval(Integral, 1, None, closed="left")],
+    "memory": [str, os.PathLike, HasMethods("cache"), DiskStore, None],
     "cache_bytes": [Interval(Integral, 0, None, closed="left")],
     "verbose": ["verbose"],
 }
@@ -125,7 +126,7 @@ class ImageEstimator(BaseEstimator):
     def _open_rows(self, X, backbone: Backbone):
         """Return the rows of a checked X."""
         if self.input_kind_ == "images":
-            return open_rows(X, channels=self.channels, root=self.root)
+            return open_rows(X, channels=self.channels, root=self.root, max_pixels=self.max_pixels)
         if self.image_shape is None:
             return StripRows((X.astype(np.float64) - self.offset_) / self.scale_, backbone.data_config["input_size"])
         pixels = np.rint(((X.astype(np.float64) - self.offset_) / self.scale_).clip(0, 1) * 255).astype(np.uint8)

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_consistent_length, check_is_fitted
 
 from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
+from sktl.inputs import MAX_PIXELS
 from sktl.strategies import resolve_strategy
 from sktl.training import Targets, merge_duplicates
 
@@ -43,6 +44,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Layout of arrays, where their shape does not tell.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
+    max_pixels : int, default=89_478_485
+        Larger images are refused before any pixel is decoded. The default is Pillow's own.
     max_epochs : int, default=10
         Passes over the training rows, for strategies that train the backbone.
     learning_rate : float, default=None
@@ -69,8 +72,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
         it.
-    memory : path-like or joblib.Memory, default=None
-        A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions.
+    memory : path-like, joblib.Memory or DiskStore, default=None
+        A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
+        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``.
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
@@ -141,6 +145,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         image_shape=None,
         channels=None,
         root=None,
+        max_pixels=MAX_PIXELS,
         max_epochs=10,
         learning_rate=None,
         batch_size=32,
@@ -167,6 +172,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         self.image_shape = image_shape
         self.channels = channels
         self.root = root
+        self.max_pixels = max_pixels
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
         self.batch_size = batch_size

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl.backbones import POOLINGS
 from sktl.embedding import resolve_device
+from sktl.inputs import MAX_PIXELS
 
 
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
@@ -51,6 +52,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         Layout of arrays, where their shape does not tell.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
+    max_pixels : int, default=89_478_485
+        Larger images are refused before any pixel is decoded. The default is Pillow's own.
     batch_size : int or "auto", default="auto"
         Images per forward pass. It has no influence on the embeddings.
     device : str or torch.device, default="auto"
@@ -61,8 +64,9 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     runtime : {"auto", "torch", "compile", "openvino"}, default="auto"
         What runs the network; "auto" takes OpenVINO on a CPU where the extra ``sktl[openvino]`` is installed, else
         torch.
-    memory : path-like or joblib.Memory, default=None
-        A folder in which embeddings are kept, shared by processes and sessions.
+    memory : path-like, joblib.Memory or DiskStore, default=None
+        A folder in which embeddings are kept, shared by processes and sessions; with a bound on its size as
+        ``sktl.embedding.DiskStore(folder, max_bytes=...)``.
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
@@ -133,6 +137,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         image_shape=None,
         channels=None,
         root=None,
+        max_pixels=MAX_PIXELS,
         batch_size="auto",
         device="auto",
         dtype="auto",
@@ -154,6 +159,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.image_shape = image_shape
         self.channels = channels
         self.root = root
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype

@@ -1,14 +1,19 @@
 """PretrainedFeatureTransformer's stores: what each parameter bounds, and who finds what there."""
 
+import sqlite3
+
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
-from sktl.embedding import default_store, open_store
+from sktl.embedding import DiskStore, default_store, open_store
+from sktl.exceptions import InputError
 
 MIB = 2**20
 
@@ -143,3 +148,20 @@ def test_search_in_processes_embeds_each_image_once_over_all_of_them(pictures, t
     )
     alone = GridSearchCV(model.set_params(pretrainedfeaturetransformer__memory=None), grid, cv=4).fit(pictures, y)
     np.testing.assert_array_equal(search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
+
+
+def test_the_store_on_disk_can_be_bounded(tmp_path, rng):
+    images = rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    store = DiskStore(tmp_path, max_bytes=100_000)
+    embed = clone(PretrainedFeatureTransformer(image_size=32, memory=store, cache_bytes=0))
+    first = embed.fit_transform(images)
+    with sqlite3.connect(store.path) as database:
+        n_rows = database.execute("SELECT COUNT(*) FROM rows").fetchone()[0]
+    assert 0 < n_rows < 200
+    np.testing.assert_array_equal(embed.transform(images), first)
+
+
+def test_pictures_with_too_many_pixels_are_refused():
+    pictures = [Image.new("RGB", (30, 30)), Image.new("RGB", (32, 32))]
+    with pytest.raises(InputError, match=r"row 1.*1,?024"):
+        PretrainedFeatureTransformer(max_pixels=1000).fit_transform(pictures)

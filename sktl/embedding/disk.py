@@ -246,8 +246,8 @@ def open_store(memory):
 
     Parameters
     ----------
-    memory : None, str, path or joblib.Memory
-        A folder. Of a ``joblib.Memory`` only the folder is used.
+    memory : None, str, path, joblib.Memory or DiskStore
+        A folder, or a store. Of a ``joblib.Memory`` only the folder is used.
 
     Returns
     -------
@@ -256,8 +256,8 @@ def open_store(memory):
     """
     if isinstance(memory, joblib.Memory):
         memory = memory.location
-    if memory is None:
-        return None
+    if memory is None or isinstance(memory, DiskStore):
+        return memory
     if not isinstance(memory, (str, os.PathLike)):
         raise ValueError(
             f"The 'memory' parameter must be None, a folder (str or path) or a joblib.Memory, got {memory!r} instead."
