@@ -4,12 +4,15 @@
 :class:`FineTuneClassifier` puts a new head on one, and trains as much of it as its ``strategy`` says.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from sktl import exceptions, strategies
-from sktl.backbones import list_backbones
-from sktl.finetune import FineTuneClassifier
-from sktl.transformer import PretrainedFeatureTransformer
+if TYPE_CHECKING:
+    from sktl import exceptions, strategies
+    from sktl.backbones import list_backbones
+    from sktl.finetune import FineTuneClassifier
+    from sktl.transformer import PretrainedFeatureTransformer
 
 __version__ = version("sktl")
 
@@ -21,3 +24,25 @@ __all__ = [
     "list_backbones",
     "strategies",
 ]
+
+_HOMES = {
+    "FineTuneClassifier": "sktl.finetune",
+    "PretrainedFeatureTransformer": "sktl.transformer",
+    "list_backbones": "sktl.backbones",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for, so that the command line can set up its process before torch."""
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = import_module(f"sktl.{name}")
+    else:
+        raise AttributeError(f"module 'sktl' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,6 +5,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+# OpenMP reads this when torch is loaded. Its threads spin while they wait for each other; on a machine that does
+# anything else at the same time, that makes training tens of times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from sktl.cli._parser import make_parser
 from sktl.exceptions import SktlError
 
