@@ -24,8 +24,8 @@ HEAVY = [
 
 @pytest.fixture(scope="module")
 def modules_after_import():
-    """Names of all modules that a fresh interpreter holds after ``import sktl``."""
-    code = "import json, sys, sktl; print(json.dumps(sorted(sys.modules)))"
+    """Names of all modules that a fresh interpreter holds once every public name of sktl is loaded."""
+    code = "import json, sys; from sktl import *; print(json.dumps(sorted(sys.modules)))"
     return set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
 
 
@@ -34,6 +34,12 @@ def test_import_does_not_load(name, modules_after_import):
     assert name not in modules_after_import
 
 
+def test_package_alone_loads_no_torch():
+    """The command line sets up its process before torch starts its threads."""
+    code = "import sys, sktl, sktl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_import_warns_of_nothing_and_prints_nothing():
-    done = subprocess.run([sys.executable, "-W", "error", "-c", "import sktl"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", "from sktl import *"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
