@@ -21,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import timm
@@ -76,7 +77,9 @@ def with_embetter(name):
         from embetter.vision import ImageLoader, TimmEncoder
     except ImportError:
         return None
-    encoder = TimmEncoder(name)
+    create = timm.create_model
+    with mock.patch("timm.create_model", lambda name, pretrained, **kwargs: create(name, **kwargs)):  # no download
+        encoder = TimmEncoder(name)
     return lambda paths: encoder.transform(ImageLoader().transform(paths))
 
 
