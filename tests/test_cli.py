@@ -20,7 +20,7 @@ import sktl
 from sktl.cli import main
 from sktl.cli._output import command_line, write_whole
 
-QUICK = ["--image-size", "32", "--epochs", "1", "--cv", "2"]
+QUICK = ["--image-size", "32", "--epochs", "1", "--cv", "2", "--jobs", 1]
 
 
 def run(*words):

@@ -91,6 +91,11 @@ class Candidate:
     param_grid: dict[str, list]
     effort: float
 
+    @property
+    def is_long(self) -> bool:
+        """Whether a fit goes through the images several times."""
+        return self.effort >= 1
+
 
 def make_candidates(
     strategies, network: dict[str, Any], training: dict[str, Any], *, pixels_size: int

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from tqdm import tqdm
 
+from sktl.backbones import list_backbones
 from sktl.cli._candidates import Candidate, count_parameters, make_candidates
 from sktl.cli._data import LabelledImages, load_images, without
 from sktl.cli._output import make_writable
@@ -53,7 +55,9 @@ def run_compare(arguments) -> int:
         _training(arguments, images),
         pixels_size=images.pixels_size,
     )
-    results = _evaluate_all(candidates, images, arguments.cv, arguments.random_state)
+    folds = StratifiedKFold(arguments.cv, shuffle=True, random_state=arguments.random_state)
+    jobs = arguments.jobs or _default_jobs(arguments.device, arguments.cv)
+    results = _evaluate_all(candidates, images, folds, jobs)
     print(f"\n{make_table(results)}\n", flush=True)
     title = f"{images.name}: {len(images):,} images, {len(images.classes)} classes, backbone {arguments.backbone}"
     write_results(folder, results, images, title)
@@ -117,19 +121,25 @@ def _report_bad(X) -> None:
         print(f"sktl: warning: {path} is left out: {reason}", file=sys.stderr)
 
 
+def _default_jobs(device: str, n_splits: int) -> int:
+    """Return how many folds to train side by side: one core trains a small network as fast as several do."""
+    return min(cpu_count(), n_splits) if resolve_device(device).type == "cpu" else 1
+
+
 def _evaluate_all(
-    candidates: list[Candidate], images: LabelledImages, n_splits: int, random_state: int
+    candidates: list[Candidate], images: LabelledImages, folds: StratifiedKFold, jobs: int
 ) -> list[Result]:
     """Cross-validate, refit and test each candidate on the same folds; a line for each as soon as it is done."""
-    folds = StratifiedKFold(n_splits, shuffle=True, random_state=random_state)
+    if jobs > 1 and any(candidate.is_long for candidate in candidates):
+        _start_workers(jobs)
     width = max(len(candidate.name) for candidate in candidates)
     results = []
-    total = sum(candidate.effort for candidate in candidates) * (n_splits + 1)
+    total = sum(candidate.effort for candidate in candidates) * (folds.n_splits + 1)
     bar_format = "{desc} |{bar:30}| {percentage:3.0f}%  {elapsed} gone, about {remaining} left"
     with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, bar_format=bar_format) as bar:
         for number, candidate in enumerate(candidates, start=1):
             bar.set_description_str(f"{candidate.name:{width}}")
-            result = _evaluate(candidate, images, folds, bar)
+            result = _evaluate(candidate, images, folds, jobs if candidate.is_long else 1, bar)
             results.append(result)
             spread = f"{result.cv_mean:.3f} ± {result.cv_std:.3f}"
             line = f"[{number}/{len(candidates)}] {candidate.name:{width}}  {spread}  {result.seconds:7.1f} s"
@@ -138,17 +148,29 @@ def _evaluate_all(
     return results
 
 
-def _evaluate(candidate: Candidate, images: LabelledImages, folds: StratifiedKFold, bar: tqdm) -> Result:
+def _start_workers(jobs: int) -> None:
+    """Let the worker processes load what they need before the clock of any candidate runs."""
+    Parallel(jobs)(delayed(list_backbones)("sktl/*") for _ in range(jobs))
+
+
+def _evaluate(candidate: Candidate, images: LabelledImages, folds: StratifiedKFold, jobs: int, bar: tqdm) -> Result:
     def accuracy(model: BaseEstimator, X, y) -> float:
         score = model.score(X, y)
         bar.update(candidate.effort)
         return score
 
-    search = GridSearchCV(candidate.model, candidate.param_grid, scoring=accuracy, cv=folds, error_score="raise")
+    search = GridSearchCV(
+        candidate.model,
+        candidate.param_grid,
+        scoring=accuracy if jobs == 1 else "accuracy",  # other processes cannot move the bar
+        cv=folds,
+        n_jobs=jobs,
+        error_score="raise",
+    )
     started = time.perf_counter()
     search.fit(images.train.X, images.train.y)
     seconds = time.perf_counter() - started
-    bar.update(candidate.effort)
+    bar.update(candidate.effort * (1 if jobs == 1 else folds.n_splits + 1))
     return Result(
         way=candidate.name,
         cv_scores=[float(search.cv_results_[f"split{fold}_test_score"][0]) for fold in range(folds.n_splits)],

@@ -133,6 +133,9 @@ def _add_experiment(group) -> None:
     group.add_argument(
         "--max-images", type=_at_least(10), metavar="N", help="use a random part of the images, to be quicker (all)"
     )
+    group.add_argument(
+        "--jobs", type=_at_least(1), metavar="N", help="folds trained side by side (one per core; 1 on a GPU)"
+    )
     group.add_argument("--random-state", type=_at_least(0), default=0, metavar="N", help="the seed (%(default)s)")
     group.add_argument("--out", metavar="DIR", help="where the results are written (sktl-compare/<name of the data>)")
 
