@@ -67,6 +67,9 @@ class ImageEstimator(BaseEstimator):
             X = self._check_table(X, reset, checks)
         if reset:
             self.input_kind_ = kind
+            self._is_grey_stack = getattr(X, "ndim", None) == 3
+            if self._is_grey_stack:
+                open_rows(X)  # refuses what may be a single image in colour
         elif kind != self.input_kind_:
             raise InputError(
                 f"X holds {kind}, but {type(self).__name__} was fitted on {self.input_kind_}; give the same form of "
@@ -126,6 +129,8 @@ class ImageEstimator(BaseEstimator):
     def _open_rows(self, X, backbone: Backbone):
         """Return the rows of a checked X."""
         if self.input_kind_ == "images":
+            if self._is_grey_stack and getattr(X, "ndim", None) == 3:
+                X = X[..., None]  # three grey images must not pass for one in colour
             return open_rows(X, channels=self.channels, root=self.root, max_pixels=self.max_pixels)
         if self.image_shape is None:
             return StripRows((X.astype(np.float64) - self.offset_) / self.scale_, backbone.data_config["input_size"])

@@ -229,3 +229,15 @@ def test_search_over_a_frame(embed, table, columns):
     both = ColumnTransformer([("photo", embed, columns), ("number", StandardScaler(), ["price"])])
     model = make_pipeline(both, LogisticRegression(max_iter=1000))
     assert cross_val_score(model, frame, y, cv=2, error_score="raise").mean() > 0.5
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_any_number_of_grey_images_after_fit(n, rng):
+    X = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    embed = PretrainedFeatureTransformer(image_size=32).fit(X)
+    np.testing.assert_array_equal(embed.transform(X[:n]), embed.transform(X)[:n])
+
+
+def test_a_single_colour_image_is_no_stack_of_grey_ones(rng):
+    with pytest.raises(InputError, match="wrap a single image in a list"):
+        PretrainedFeatureTransformer(image_size=32).fit(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
