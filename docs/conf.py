@@ -18,7 +18,7 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_templates", "benchmarks"]
+exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 nitpicky = False
 
