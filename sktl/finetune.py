@@ -58,7 +58,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Weights of the classes, as scikit-learn's classifiers take them.
     early_stopping : "auto" or bool, default="auto"
         Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
-        "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out.
+        "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
+        no epochs to stop: they use all rows.
     validation_fraction : float, default=0.1
         Share of the rows that early stopping holds out, stratified by class.
     n_iter_no_change : int, default=5
@@ -205,7 +206,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row
             twice.
         X_val, y_val, sample_weight_val : default=None
-            Rows to measure on after each epoch, and to stop early by; nothing is held out of X then.
+            Rows to measure on after each epoch, and to stop early by; nothing is held out of X then. Strategies that
+            keep the backbone check them and do not use them.
 
         Returns
         -------
