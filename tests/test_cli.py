@@ -37,7 +37,7 @@ def run(*words):
 def run_apart(*words, **options):
     """Run the command line in a process of its own."""
     words = [sys.executable, "-m", "sktl", *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=280, **options)
 
 
 def refusal(*words):

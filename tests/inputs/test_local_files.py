@@ -46,7 +46,7 @@ def test_directory_and_empty_file(tmp_path):
 
 
 @posix
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_special_files_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
@@ -60,7 +60,7 @@ def test_special_files_are_refused_at_once(tmp_path):
 
 
 @posix
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(folder, monkeypatch):
     """Between asking what a path is and opening it, it may become something else."""
     os.mkfifo(folder / "pipe.jpg")
@@ -72,7 +72,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(folder, monkeyp
 
 
 @posix
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_kernel_files_are_refused(tmp_path):
     if not Path("/proc/self/environ").exists():
         pytest.skip("no /proc on this system")
@@ -182,7 +182,7 @@ def test_file_objects_of_many_kinds(folder):
 
 
 @posix
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_file_objects_that_cannot_serve(folder):
     with open(folder / "outside.png", encoding="latin-1") as text:
         assert "gives str, not bytes; open it in mode 'rb'" in reason(text)
