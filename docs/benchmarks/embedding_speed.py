@@ -9,7 +9,8 @@ the medians are compared, so that a noisy machine is noisy for all::
 The ways: sktl; the loop that people write by hand (a ``DataLoader`` with two workers around timm's transform, float32);
 embetter, if it is installed. The limit is what the cores could do if they did nothing but decode and compute: cores /
 (1 / decoded per second and core + 1 / computed per second and core), both measured here with sktl's own parts.
-``--growth`` reports how much the memory of a fresh process grows for 1,000 and for 16,000 files.
+``--growth`` reports how much memory a fresh process takes for 1,000 and for 16,000 files, beyond the loaded model and
+the embeddings themselves, and how long each file takes it.
 """
 
 import argparse
@@ -145,7 +146,7 @@ def bare_ways(arrays, backbone, runner, plan):
 def measure(name, paths, arguments):
     """Measure one backbone; rows of the table."""
     backbone = load_backbone(name, weights=None)
-    plan = make_plan(device="cpu", runtime=arguments.runtime)
+    plan = make_plan(backbone.view, device="cpu", runtime=arguments.runtime)
     policy = {"device": "cpu", "runtime": arguments.runtime}
     preprocess = ImagePreprocessor(backbone.data_config)
     mean, std = preprocess.config["mean"], preprocess.config["std"]
@@ -182,8 +183,8 @@ def measure(name, paths, arguments):
     }
 
 
-def peak_growth(name, paths, runtime):
-    """Peak memory in MiB that a fresh process takes for files, beyond what it took for the first 64."""
+def growth(name, paths, runtime):
+    """What files cost a fresh process: MiB beyond those for the first 64 and for the output, and milliseconds each."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_growth_here, (name, paths, runtime))
@@ -193,8 +194,11 @@ def _growth_here(name, paths, runtime):
     backbone = load_backbone(name, weights=None)
     embed(open_rows(paths[:64]), backbone.view, device="cpu", runtime=runtime)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    embed(open_rows(paths), backbone.view, device="cpu", runtime=runtime)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    start = time.perf_counter()
+    output = embed(open_rows(paths), backbone.view, device="cpu", runtime=runtime)
+    spent = time.perf_counter() - start
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return taken / 1024 - output.nbytes / 2**20, 1000 * spent / len(paths)
 
 
 def print_table(rows):
@@ -218,10 +222,13 @@ def main():
         if arguments.growth:
             name, sizes = arguments.backbones[0], (arguments.files, 16 * arguments.files)
             many = [_linked(path, k) for k in range(16) for path in paths]
-            growth = {
-                f"{size} files, MiB": f"{peak_growth(name, many[:size], arguments.runtime):.0f}" for size in sizes
-            }
-            print_table([{"backbone": name, **growth}])
+            costs = [growth(name, many[:size], arguments.runtime) for size in sizes]
+            print_table(
+                [
+                    {"files": size, "memory, MiB": f"{memory:.0f}", "ms per file": f"{spent:.2f}"}
+                    for size, (memory, spent) in zip(sizes, costs, strict=True)
+                ]
+            )
         else:
             print_table([measure(name, paths, arguments) for name in arguments.backbones])
 

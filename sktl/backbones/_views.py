@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -93,6 +94,8 @@ def make_view(
     if normalize:
         module = Normalized(module)
     module = module.eval().requires_grad_(False)
+    if layer is not None:
+        _end_early(module, data_config["input_size"])
     choice = [layer, pooling, normalize, tta]
     key = fingerprint
     if choice != [None, "auto", False, None]:
@@ -116,7 +119,7 @@ class PooledModule(nn.Module):
 
 
 class LayerFeatures(nn.Module):
-    """Outputs of some submodules, pooled and concatenated.
+    """Outputs of some submodules, pooled and concatenated; what comes after the last of them is not computed.
 
     Several threads may run the same module at once, so that what a hook sees is kept by thread.
     """
@@ -127,14 +130,28 @@ class LayerFeatures(nn.Module):
         self.network = copy.deepcopy(network, weights)  # the hooks belong to this copy, which shares its weights
         self.names = names
         self.pooling = pooling
-        self._seen: dict[tuple[int, str], torch.Tensor] = {}
-        for name in set(names):
-            self.network.get_submodule(name).register_forward_hook(_Keep(self._seen, name))
+        self._seen: dict[int, list[tuple[str, Any]]] = {}
+        self._keepers = [_Keep(self._seen, name) for name in set(names)]
+        for keeper in self._keepers:
+            self.network.get_submodule(keeper.name).register_forward_hook(keeper)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self._seen[threading.get_ident()] = []
+        try:
+            with suppress(_Enough):
+                self.network(images)
+        finally:
+            del self._seen[threading.get_ident()]
+        outputs = dict(seen)  # of a layer that is used several times, what it gave last
+        return torch.cat([self._pooled(name, outputs.get(name)) for name in self.names], dim=1)
+
+    def stop_after_last(self, images: torch.Tensor) -> None:
+        """Learn from one pass how often the layers give something, to end later passes there."""
+        seen = self._seen[threading.get_ident()] = []
         self.network(images)
-        outputs = {name: self._seen.pop((threading.get_ident(), name), None) for name in set(self.names)}
-        return torch.cat([self._pooled(name, outputs[name]) for name in self.names], dim=1)
+        del self._seen[threading.get_ident()]
+        for keeper in self._keepers:
+            keeper.n_outputs = len(seen)
 
     def _pooled(self, name: str, output: torch.Tensor | None) -> torch.Tensor:
         if not isinstance(output, torch.Tensor):
@@ -142,16 +159,24 @@ class LayerFeatures(nn.Module):
         return pool(output, self.pooling, self.network, self.network.get_submodule(name))
 
 
+class _Enough(Exception):  # noqa: N818 -- no error: the way out of a pass that has given all that is asked for
+    pass
+
+
 class _Keep:
     """A forward hook that keeps a module's output by thread, and can be copied with the module."""
 
-    def __init__(self, seen: dict, name: str):
+    def __init__(self, seen: dict[int, list[tuple[str, Any]]], name: str):
         self.seen = seen
         self.name = name
+        self.n_outputs: int | None = None  # of all the layers in one pass, once known
 
     def __call__(self, module, inputs, output):
+        seen = self.seen[threading.get_ident()]
         # Copied, because activations and sums in place write into what the layer before them gave.
-        self.seen[threading.get_ident(), self.name] = output.clone() if isinstance(output, torch.Tensor) else output
+        seen.append((self.name, output.clone() if isinstance(output, torch.Tensor) else output))
+        if len(seen) == self.n_outputs:
+            raise _Enough
 
 
 class PooledFeatures(nn.Module):
@@ -269,6 +294,12 @@ def _layer_name(module: nn.Module, layer: int | str) -> str:
         known = f"has {len(stages)} stages" if stages else "does not know its stages; name a submodule"
         raise BackboneError(f"The 'layer' parameter is {layer}, and the backbone {known}.")
     return stages[layer]
+
+
+def _end_early(module: nn.Module, input_size: list[int]) -> None:
+    features = next(each for each in module.modules() if isinstance(each, LayerFeatures))
+    with torch.inference_mode():
+        features.stop_after_last(torch.zeros(1, *input_size))
 
 
 def _width(module: nn.Module, input_size: list[int]) -> int:

@@ -15,8 +15,10 @@ from sktl.embedding.runtime import resolve_runtime
 
 # Raised whenever a change makes the same row give other numbers; stored rows of older versions are then not found.
 EMBEDDING_VERSION = 1
-# More rows per pass gain nothing on one core (the activations outgrow its cache) and cost a lone row its padding.
-_CPU_BATCH = 8
+# Rows per pass. On one core, more gain nothing once the activations outgrow its cache, and cost a lone row its padding;
+# in a small network, what torch spends around each operation has to be shared among more of them.
+_CPU_BATCH, _CPU_BATCH_OF_SMALL = 8, 16
+_SMALL_PARAMETERS = 5_000_000
 _GPU_BATCH = 256
 
 
@@ -62,18 +64,18 @@ class Plan(NamedTuple):
         return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(*, device="auto", dtype="auto", batch_size="auto", n_threads=None, runtime="auto"):
+def make_plan(view, *, device="auto", dtype="auto", batch_size="auto", n_threads=None, runtime="auto"):
     """Resolve the policies of a call; see :func:`embed` for the parameters.
 
     Returns
     -------
     plan : Plan
-        The same for the same parameters, whatever the rows are.
+        The same for the same view and parameters, whatever the rows are.
     """
     device = resolve_device(device)
     share = cpu_share()
     if isinstance(batch_size, str) and batch_size == "auto":
-        batch_size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+        batch_size = _rows_per_pass(view, device)
     return Plan(
         device=device,
         dtype=resolve_dtype(dtype, device),
@@ -117,8 +119,8 @@ def embed(
         embeddings of a network too much is replaced by float32, with a warning if it was asked for by name.
 
     batch_size : int or "auto", default="auto"
-        Rows per forward pass; each pass is filled up to this number. "auto" takes 8 on a CPU, where every core runs a
-        pass of its own, and 256 on a GPU. A pass that does not fit into memory is repeated in halves.
+        Rows per forward pass; each pass is filled up to this number. "auto" takes 256 on a GPU; on a CPU, where every
+        core runs a pass of its own, 16 for a network of less than 5 million parameters and 8 for others. A pass that does not fit into memory is repeated in halves.
 
     n_threads : int or None, default=None
         Threads that decode (and, on a CPU, compute); None takes as many as torch would use.
@@ -163,11 +165,18 @@ def embed_with_stats(rows, view, *, stores=(), on_error="raise", verbose=0, **po
     """
     if on_error not in ("raise", "nan"):
         raise ValueError(f"The 'on_error' parameter must be 'raise' or 'nan', got {on_error!r} instead.")
-    plan = make_plan(**policy)
+    plan = make_plan(view, **policy)
     stats = EmbeddingStats(rows=len(rows))
     with tqdm(total=len(rows), disable=verbose < 1, desc="embedding", unit="row") as bar:
         run = Run(rows, view, plan, stores=tuple(stores), skip_bad=on_error == "nan", stats=stats, progress=bar.update)
         return run.result(), stats
+
+
+def _rows_per_pass(view, device):
+    if device.type != "cpu":
+        return _GPU_BATCH
+    n_parameters = sum(parameter.numel() for parameter in view.module.parameters())
+    return _CPU_BATCH_OF_SMALL if n_parameters < _SMALL_PARAMETERS else _CPU_BATCH
 
 
 def _positive(name, value):

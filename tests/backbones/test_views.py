@@ -167,6 +167,38 @@ def test_layers_that_later_ones_write_into_are_seen_as_they_were(layer, images):
     assert_equal(compute(backbone, images, layer=layer, pooling="none"), maps.flatten(1))
 
 
+def test_what_comes_after_the_layers_is_not_computed(images):
+    class Refusing(nn.Module):
+        def forward(self, images):
+            if len(images) == 3:
+                raise AssertionError("computed")
+            return images
+
+    backbone = load("test_vit")
+    view = backbone.feature_view(layer=[2, 0], pooling="avg")
+    expected = compute(backbone, images, layer=[2, 0], pooling="avg")
+    view.module.network.blocks[3].register_forward_pre_hook(lambda module, inputs: Refusing()(*inputs))
+    with torch.inference_mode():
+        assert_equal(view.module(images), expected)
+
+
+def test_of_a_layer_that_is_used_twice_the_last_output_counts(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Conv2d(3, 3, 1)
+            self.end = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images):
+            return self.end(self.mix(self.mix(images))).mean(dim=(2, 3))
+
+    network = Twice().eval()
+    backbone = load_backbone(network, image_size=SIZE)
+    with torch.inference_mode():
+        expected = network.mix(network.mix(images)).mean(dim=(2, 3))
+    assert_equal(compute(backbone, images, layer="mix", pooling="avg"), expected)
+
+
 def test_unknown_layers_are_named_with_those_that_come_close():
     backbone = load("test_resnet")
     with pytest.raises(BackboneError, match=r"no layer 'layer5'.*'layer[1-4]'"):
