@@ -186,7 +186,8 @@ def test_read_only_input_survives(embed, image_arrays, digits):
 
 def test_fit_computes_no_embedding_and_transform_each_once(image_arrays):
     Counting.seen = 0
-    embed = PretrainedFeatureTransformer(Counting(), image_size=SIZE, batch_size=1, dtype="float32", device="cpu")
+    policy = {"dtype": "float32", "device": "cpu", "runtime": "torch"}
+    embed = PretrainedFeatureTransformer(Counting(), image_size=SIZE, batch_size=1, **policy)
     X = np.concatenate([image_arrays[0][:4], image_arrays[0][:2]])
     embed.fit(X)
     once = Counting.seen
