@@ -175,7 +175,8 @@ class _Keep:
         seen = self.seen[threading.get_ident()]
         # Copied, because activations and sums in place write into what the layer before them gave.
         seen.append((self.name, output.clone() if isinstance(output, torch.Tensor) else output))
-        if len(seen) == self.n_outputs:
+        # Compilers cannot follow the way out, and drop by themselves what is not used.
+        if len(seen) == self.n_outputs and not torch.compiler.is_compiling():
             raise _Enough
 
 
