@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
@@ -44,7 +45,7 @@ class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return tags
 
 
-class ImageEstimator(BaseEstimator):
+class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     """Read X, whatever its form, and turn its rows into embeddings.
 
     Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they

@@ -1,5 +1,6 @@
 """What the estimators share that train a network: the phases of fit, and what is kept of them."""
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
+from sktl._fit_tasks import FitTasks
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.inputs import ImagePreprocessor
 from sktl.strategies import Strategy, resolve_strategy
 from sktl.training import (
+    EpochTasks,
     StopEarly,
     Targets,
     TrainingData,
@@ -48,6 +51,11 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
 }
 
 EARLY_STOPPING_FROM = 10_000
+
+
+def n_steps(strategy: Strategy, max_epochs: int) -> int:
+    """Count the steps that a fit has at most: the head alone, and the epochs."""
+    return strategy.fits_head_first + strategy.trains_backbone * max_epochs
 
 
 @contextmanager
@@ -83,22 +91,35 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
             params["strategy"] = resolve_strategy(strategy)
         return super().set_params(**params)
 
-    def _fit_network(self, rows, targets: Targets, validation, backbone: Backbone, n_outputs: int, seed: int) -> None:
+    def _fit_network(
+        self, rows, targets: Targets, validation, backbone: Backbone, n_outputs: int, seed: int, tasks: FitTasks
+    ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, then the network."""
         network = build_network(backbone, n_outputs, self.strategy_, seed)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.history_: list[dict[str, Any]] = []
+        self._n_features_out = backbone.width
         if self.strategy_.fits_head_first:
+            tasks.begin("head")
             self._fit_head(network, rows, targets, backbone)
+            tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
             self.net_ = self._make_net(network, resolve_device(self.device))
-            self._train(rows, targets, validation, backbone, seed)
+            self._train(rows, targets, validation, backbone, seed, tasks)
             self.strategy_.finish(network)
             self.backbone_ = trained_backbone(backbone, network)
         else:
             self.net_ = self._make_net(network, torch.device("cpu")).initialize()
             self.backbone_ = backbone
-        self._n_features_out = backbone.width
+
+    def _as_if_done(self, network, backbone: Backbone) -> dict[str, Any]:
+        """Return the attributes of an estimator whose fit ends here, on a copy of its network."""
+        if self.strategy_.trains_backbone:
+            network = copy.deepcopy(network).cpu().eval()
+            copy.deepcopy(self.strategy_).finish(network)
+            backbone = trained_backbone(backbone, network)
+        settings = {**self._net_settings(torch.device("cpu")), "callbacks": ()}  # those in training know one net only
+        return {"net_": make_net(network, self.strategy_, **settings).initialize(), "backbone_": backbone}
 
     def _hold_out(self, rows, targets: Targets, seed: int):
         """Split off validation rows, stratified, if early stopping wants them; say which."""
@@ -128,26 +149,32 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
 
     def _make_net(self, network, device: torch.device):
-        return make_net(
-            network,
-            self.strategy_,
-            learning_rate=self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            device=device,
-            verbose=int(self.verbose),
-            callbacks=self.callbacks or (),
-            net_params=self.net_params,
-        )
+        return make_net(network, self.strategy_, **self._net_settings(device))
 
-    def _train(self, rows, targets: Targets, validation, backbone, seed: int) -> None:
+    def _net_settings(self, device: torch.device) -> dict[str, Any]:
+        return {
+            "learning_rate": self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "max_epochs": self.max_epochs,
+            "batch_size": self.batch_size,
+            "device": device,
+            "verbose": int(self.verbose),
+            "callbacks": self.callbacks or (),
+            "net_params": self.net_params,
+        }
+
+    def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks) -> None:
         preprocess = ImagePreprocessor(backbone.data_config)
         data = TrainingData(rows, targets, preprocess)
         valid = None if validation is None else TrainingData(*validation, preprocess)
         extra = []
         if valid is not None:
-            extra = [("valid_acc", ValidScore("valid_acc", _is_correct))]
+            extra.append(("valid_acc", ValidScore("valid_acc", _is_correct)))
+
+        def end(network):
+            return tasks.end(lambda: self._as_if_done(network, backbone))
+
+        extra.append(("tasks", EpochTasks(lambda: tasks.begin("epoch"), end)))
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         train(self.net_, data, valid, seed, extra)
@@ -180,6 +207,11 @@ class FineTuner(EmbeddingMixin, ImageEstimator):
         embeddings = self._embeddings(X)
         with torch.inference_mode():
             return self.net_.module_.head(torch.from_numpy(embeddings)).numpy()
+
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)  # by reference, and so without the way through __getstate__
+        return copied
 
     def __getstate__(self):
         state = dict(super().__getstate__())

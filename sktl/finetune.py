@@ -11,7 +11,8 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_consistent_length, check_is_fitted
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure, n_steps
+from sktl._fit_tasks import FitTasks
 from sktl.inputs import MAX_PIXELS
 from sktl.strategies import resolve_strategy
 from sktl.training import Targets, merge_duplicates
@@ -214,9 +215,11 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         self : FineTuneClassifier
             Fitted.
         """
+        started = time.perf_counter()
+        strategy = resolve_strategy(self.strategy)
+        tasks = FitTasks(self, n_steps(strategy, self.max_epochs), X, y, sample_weight)
         with as_before_on_failure(self):
-            started = time.perf_counter()
-            self.strategy_ = resolve_strategy(self.strategy)
+            self.strategy_ = strategy
             backbone = self._load_backbone()
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -225,8 +228,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             if validation is None:
                 rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
                 self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]
-            self._fit_network(rows, targets, validation, backbone, len(self.classes_), seed)
+            self._fit_network(rows, targets, validation, backbone, len(self.classes_), seed, tasks)
             self.fit_seconds_ = time.perf_counter() - started
+            tasks.finish()
         return self
 
     def _check_training_rows(self, X, y, sample_weight, backbone):

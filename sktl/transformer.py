@@ -11,6 +11,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
+from sktl._fit_tasks import FitTasks
 from sktl.backbones import POOLINGS
 from sktl.embedding import resolve_device
 from sktl.inputs import MAX_PIXELS
@@ -186,10 +187,12 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self : PretrainedFeatureTransformer
             Fitted.
         """
+        tasks = FitTasks(self, 0, X, y)
         X = self._check_input(X, reset=True)
         self.backbone_ = self._load_backbone()
         self._n_features_out = self._view.width
         self._learn_scaling(X)
+        tasks.finish()
         return self
 
     def transform(self, X) -> np.ndarray | torch.Tensor:

@@ -1,12 +1,13 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
-from sktl.training.callbacks import StopEarly, ValidScore
+from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
 from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, trained_backbone
 
 __all__ = [
+    "EpochTasks",
     "Network",
     "StopEarly",
     "Targets",

@@ -45,6 +45,29 @@ class StrategyEpochs(Callback):
         net.module_.refresh_frozen()
 
 
+class EpochTasks(Callback):
+    """Tell an observer when epochs begin and end, and stop where it says so.
+
+    Parameters
+    ----------
+    begin : callable
+        Called without arguments.
+    end : callable
+        Takes the network in training; returns whether to stop.
+    """
+
+    def __init__(self, begin, end):
+        self.begin = begin
+        self.end = end
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.begin()
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.end(net.module_):
+            raise EarlyStop
+
+
 class FiniteLoss(Callback):
     """Stop with an error as soon as the loss is no number."""
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EpochTimer, GradientNormClipping, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochTimer,
+    GradientNormClipping,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+)
 from skorch.helper import predefined_split
 from torch import nn
 
@@ -58,6 +66,16 @@ class TransferNet(NeuralNetClassifier):
         losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
         loss = (losses * weight).mean()
         return loss + self.strategy.penalty(self.module_, X, y_pred) if training else loss
+
+    def notify(self, method_name, **kwargs):
+        """Run the callbacks; skorch's early stopping raises what Ctrl-C raises too, and is told from it; see skorch."""
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt:
+            stoppers = [callback for _, callback in self.callbacks_ if isinstance(callback, EarlyStopping)]
+            if method_name == "on_epoch_end" and any(each.misses_ == each.patience for each in stoppers):
+                raise EarlyStop from None
+            raise
 
     def partial_fit(self, X, y=None, classes=None, **fit_params):
         """Train, and let an interrupt through: a half-trained net must not pass for a fitted one; see skorch."""

@@ -1,0 +1,169 @@
+"""Callbacks: those of scikit-learn, set on an estimator or on what wraps it, and those of skorch."""
+
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+from sklearn.callback import ProgressBar, ScoringMonitor
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import EarlyStopping
+from skorch.callbacks import ProgressBar as NetProgressBar
+from small_models import difference, make_model, three_digits
+
+from sktl import PretrainedFeatureTransformer
+
+STEPS = {
+    "feature_extraction": ["head"],
+    "fine_tuning": ["epoch", "epoch"],
+    "lp_ft": ["head", "epoch", "epoch"],
+}
+
+
+class Recorder:
+    """A callback of scikit-learn that writes down what it is told, and says stop after a number of steps."""
+
+    max_propagation_depth = None
+
+    def __init__(self, stop_after=None):
+        self.calls, self.given, self.proba, self.stop_after = [], {}, [], stop_after
+
+    def setup(self, estimator, context):
+        self.calls.append("setup")
+
+    def teardown(self, estimator, context):
+        self.calls.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context, *, X=None, y=None, metadata=None):
+        self.calls.append(f"begin {context.task_name}")
+        self.given = {"X": X, "y": y, "metadata": metadata}
+
+    def on_fit_task_end(self, estimator, context, *, X=None, fitted_estimator=None):
+        self.calls.append(f"end {context.task_name}")
+        if hasattr(fitted_estimator, "predict_proba"):
+            check_is_fitted(fitted_estimator)
+            self.proba.append(fitted_estimator.predict_proba(X))
+        return self.stop_after is not None and len(self.proba) >= self.stop_after
+
+
+@pytest.fixture
+def few():
+    return three_digits()
+
+
+# scikit-learn ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STEPS)
+def test_the_steps_of_a_fit_are_tasks(few, strategy):
+    recorder = Recorder()
+    make_model(strategy, max_epochs=2).set_callbacks(recorder).fit(*few)
+    steps = [f"{edge} {name}" for name in STEPS[strategy] for edge in ("begin", "end")]
+    assert recorder.calls == ["setup", "begin fit", *steps, "end fit", "teardown"]
+
+
+def test_a_task_is_told_the_data_of_the_fit(few):
+    weight = np.ones(len(few[1]))
+    recorder = Recorder()
+    make_model().set_callbacks(recorder).fit(*few, sample_weight=weight)
+    assert recorder.given["X"] is few[0]
+    assert recorder.given["y"] is few[1]
+    assert recorder.given["metadata"]["sample_weight"] is weight
+
+
+@pytest.mark.parametrize("strategy", STEPS)
+def test_the_estimator_of_a_step_is_the_one_that_stops_there(few, strategy):
+    """The last step gives the fitted estimator; and an observer that predicts changes nothing."""
+    recorder = Recorder()
+    model = make_model(strategy, max_epochs=2).set_callbacks(recorder).fit(*few)
+    np.testing.assert_array_equal(recorder.proba[-1], model.predict_proba(few[0]))
+    np.testing.assert_array_equal(recorder.proba[-2], model.predict_proba(few[0]))  # the last step's
+    assert difference(model, make_model(strategy, max_epochs=2).fit(*few)) == 0.0
+    if strategy != "feature_extraction":
+        assert not np.array_equal(recorder.proba[0], recorder.proba[1])
+
+
+def test_a_callback_may_stop_training(few):
+    model = make_model(max_epochs=5).set_callbacks(Recorder(stop_after=2)).fit(*few)
+    assert len(model.history_) == 2
+    assert model.predict(few[0]).shape == few[1].shape
+
+
+def test_callbacks_are_torn_down_when_a_fit_fails(few):
+    recorder = Recorder()
+    model = make_model(learning_rate=1e30, max_epochs=3).set_callbacks(recorder)
+    with pytest.raises(FloatingPointError):
+        model.fit(*few)
+    assert recorder.calls[-1] == "teardown"
+    assert {name for name in vars(model) if name.startswith("_")} == {"_skl_callbacks"}
+    with pytest.raises(NotFittedError):
+        model.predict(few[0])
+
+
+def test_a_fitted_model_keeps_no_data(few):
+    model = make_model().set_callbacks(Recorder()).fit(few[0].copy(), few[1])
+    for _, callback in model.net_.callbacks_:
+        assert not any(isinstance(value, np.ndarray) for value in vars(callback).values())
+
+
+def test_scores_are_monitored_in_a_search(few):
+    monitor = ScoringMonitor(scoring="accuracy")
+    search = GridSearchCV(make_model("lp_ft"), {"strategy__C": [0.1, 1.0]}, cv=2, error_score="raise")
+    search.estimator.set_callbacks(monitor)
+    search.fit(*few)
+    rows = monitor.get_logs().data
+    steps = [row for row in rows if row["task_name"] in ("head", "epoch")]
+    assert len(steps) == 2 * (2 * 2 + 1)  # head and epoch of each candidate in each fold, and of the best
+    assert all(0 <= row["accuracy"] <= 1 for row in steps)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_progress_of_a_search_reaches_its_estimators(few, n_jobs):
+    search = GridSearchCV(make_model("lp_ft"), {"strategy__C": [0.1, 1.0]}, cv=2, error_score="raise", n_jobs=n_jobs)
+    with redirect_stdout(io.StringIO()) as shown:
+        search.set_callbacks(ProgressBar(max_propagation_depth=None)).fit(*few)
+    assert shown.getvalue().count("FineTuneClassifier") >= 5
+    assert not hasattr(search.best_estimator_, "_skl_callbacks")
+
+
+def test_a_pipeline_hands_its_callbacks_to_all_steps(few):
+    recorder = Recorder()
+    embed = PretrainedFeatureTransformer(image_shape=(8, 8), image_size=16)
+    make_pipeline(embed, LogisticRegression(max_iter=5, tol=1.0)).set_callbacks(recorder).fit(*few)
+    assert recorder.calls[0] == "setup"
+    assert recorder.calls.count("setup") == recorder.calls.count("teardown") == 1
+    assert recorder.calls.count("begin fit") == recorder.calls.count("end fit") == 3  # the pipeline and its two steps
+
+
+# skorch ---------------------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_of_skorch_ends_training_in_good_order(few):
+    """It raises KeyboardInterrupt, and a fit that a user interrupts must fail."""
+    X, y = few
+    stop = EarlyStopping(monitor="valid_loss", patience=2, load_best=True, sink=lambda text: None)
+    model = make_model(callbacks=[stop], max_epochs=30, learning_rate=0.1, early_stopping=False)
+    model.fit(X[:30], y[:30], X_val=X[30:], y_val=(y[30:] + 1) % 3)
+    losses = [epoch["valid_loss"] for epoch in model.history_]
+    assert len(losses) < 30
+    proba = model.predict_proba(X[30:])
+    assert -np.log(proba[np.arange(15), (y[30:] + 1) % 3]).mean() == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_progress_of_skorch_in_a_search(few, capsys):
+    model = make_model(callbacks=[NetProgressBar(detect_notebook=False)], max_epochs=2)
+    GridSearchCV(model, {"batch_size": [8]}, cv=2, error_score="raise").fit(*few)
+    assert capsys.readouterr().err.count("0/6") == 2  # the two epochs of the refit
+
+
+def test_both_kinds_at_once_change_no_weight(few):
+    plain = make_model(max_epochs=2).fit(*few)
+    watched = make_model(max_epochs=2, callbacks=[EarlyStopping(monitor="train_loss", patience=5)])
+    watched.set_callbacks(ScoringMonitor(scoring="accuracy"), Recorder()).fit(*few)
+    assert difference(plain, watched) == 0.0
+    assert torch.is_grad_enabled()
