@@ -29,10 +29,10 @@ def make_network():
         return Net()
 
 
-def make_model(strategy="fine_tuning", **parameters):
+def make_model(strategy="fine_tuning", *, backbone=None, **parameters):
     """A model on a small network of one's own: a fit takes a fraction of a second."""
     defaults = {"image_shape": (8, 8), "image_size": 16, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
-    return FineTuneClassifier(make_network(), strategy, **{**defaults, **parameters})
+    return FineTuneClassifier(make_network() if backbone is None else backbone, strategy, **{**defaults, **parameters})
 
 
 def weights_of(model):

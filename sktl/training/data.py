@@ -59,11 +59,18 @@ class TrainingData(Dataset):
     preprocess : callable
         Brings pixels of shape (height, width, 3) to the backbone's input size.
 
+    Attributes
+    ----------
+    activations : tensor of shape (n, ...) or None
+        What stands for the images where the frozen part of a network has been run on them already.
+
     Raises
     ------
     InputError
         If rows cannot be read; names them all.
     """
+
+    activations: torch.Tensor | None = None
 
     def __init__(self, rows, targets: Targets, preprocess: Callable[[np.ndarray], np.ndarray]):
         self.rows = rows
@@ -79,8 +86,11 @@ class TrainingData(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         index = torch.as_tensor(indices)
-        images = self._images[index] if self._images is not None else torch.from_numpy(self._load(indices))
-        return images, {"target": self._values[index], "weight": self._weight[index]}
+        inputs = self.activations[index] if self.activations is not None else self._images_of(index)
+        return inputs, {"target": self._values[index], "weight": self._weight[index]}
+
+    def _images_of(self, index: torch.Tensor) -> torch.Tensor:
+        return self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
 
     def _fits_in_memory(self) -> bool:
         return self._prepare_row(0).nbytes * len(self) <= RAM_BUDGET

@@ -19,9 +19,11 @@ from skorch.helper import predefined_split
 from torch import nn
 
 from sktl._random import private_torch_rng
+from sktl.training.activations import PrefixOnce
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs, warmup_cosine
 from sktl.training.data import TrainingData, batches
 from sktl.training.network import Network
+from sktl.training.prefix import FrozenPrefix
 
 
 class TransferNet(NeuralNetClassifier):
@@ -35,13 +37,21 @@ class TransferNet(NeuralNetClassifier):
         Gives parameter groups and penalty.
     weight_decay : float
         For matrices and kernels; biases and normalisation layers have none.
+    cache_prefix : bool, default=True
+        Whether the frozen part of the network that comes before all that is trained runs once per image, and not once
+        per image and epoch. The weights after training are the same, but for rounding.
     **kwargs : dict
         skorch's own parameters.
     """
 
-    def __init__(self, module: Network, *, strategy, weight_decay: float = 0.0, **kwargs: Any):
+    prefix_: FrozenPrefix | None = None  # whose activations stand for images
+
+    def __init__(
+        self, module: Network, *, strategy, weight_decay: float = 0.0, cache_prefix: bool = True, **kwargs: Any
+    ):
         self.strategy = strategy
         self.weight_decay = weight_decay
+        self.cache_prefix = cache_prefix
         super().__init__(module, **kwargs)
 
     @property
@@ -59,6 +69,12 @@ class TransferNet(NeuralNetClassifier):
         kwargs.setdefault("lr", self.lr)
         groups = self.strategy.param_groups(self.module_, kwargs["lr"])
         return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
+
+    def infer(self, x, **fit_params):
+        """Run the network, or what of it comes after the frozen prefix; see skorch."""
+        if self.prefix_ is None:
+            return super().infer(x, **fit_params)
+        return self.prefix_.finish(self.module_.backbone, self.module_, x.to(self.device))
 
     def get_loss(self, y_pred, y_true, X=None, training=False):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
@@ -194,12 +210,14 @@ def train(
     """
     generator = torch.Generator().manual_seed(seed)
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
+    once = PrefixOnce([data] if valid is None else [data, valid])
     net.set_params(
         iterator_train__generator=generator,
         train_split=predefined_split(valid) if valid is not None else None,
         callbacks=[
             *net.callbacks,
             *callbacks,
+            *([("prefix", once)] if net.cache_prefix and net.max_epochs > 1 else []),
             ("clip", GradientNormClipping(1.0)),
             (
                 "schedule",

@@ -1,0 +1,239 @@
+"""The frozen prefix: what counts as frozen, where a network is cut, and that training is the same with and without."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small_models import Net, difference, make_model, make_network, three_digits
+from torch import nn
+
+from sktl.strategies import PartialFineTuning, Strategy
+from sktl.training import activations
+from sktl.training.network import Network
+from sktl.training.prefix import find_prefix
+
+WHOLE = {"cache_prefix": False}
+
+
+class Chosen(Strategy):
+    """Trains the backbone's parameters whose names start with a prefix, from an epoch on."""
+
+    updates_batch_norm = True
+
+    def __init__(self, names=(), from_epoch=0):
+        self.names = names
+        self.from_epoch = from_epoch
+
+    def prepare(self, network):
+        self._set(network, self.from_epoch == 0)
+
+    def on_epoch_begin(self, network, epoch):
+        self._set(network, epoch >= self.from_epoch)
+
+    def _set(self, network, trained):
+        for name, parameter in network.backbone.named_parameters():
+            parameter.requires_grad_(trained and name.startswith(tuple(self.names)))
+
+
+class Skipping(nn.Module):
+    """Its last layer also sees what the first one gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, images):
+        early = self.first(images)
+        return (self.third(self.second(early).relu()) + early).mean((2, 3))
+
+
+class Token(nn.Module):
+    """A parameter of its own is used before its frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+
+    def forward(self, images):
+        return self.conv(images * self.scale).mean((2, 3))
+
+
+class DropsEarly(Net):
+    """Random in the middle of what is frozen, by a function that no module shows."""
+
+    def forward(self, images):
+        return self.body(nn.functional.dropout(self.stem(images), 0.5, self.training)).mean((2, 3))
+
+
+class KeepsStatistics(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, images):
+        return self.body(self.norm(self.stem(images))).mean((2, 3))
+
+
+class AddsInPlace(Net):
+    """Writes into what a frozen layer gave; nothing can be written into a placeholder."""
+
+    def forward(self, images):
+        early = self.stem[0](images)
+        early += 1.0
+        return self.body(self.stem[1:](early)).mean((2, 3))
+
+
+def own(module_class):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return module_class()
+
+
+def prefix_of(backbone, trained):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    network = Network(backbone, nn.utils.skip_init(nn.Linear, 8, 3), [0.5] * 3, [0.5] * 3, updates_batch_norm=True)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(trained)))
+    network.eval()
+    network.refresh_frozen()
+    return find_prefix(network, torch.from_numpy(images))
+
+
+def cached_and_whole(strategy, **parameters):
+    parameters = {"max_epochs": 3, "batch_size": 16, **parameters}
+    cached = make_model(strategy, **parameters).fit(*three_digits())
+    return cached, make_model(strategy, **parameters, net_params=WHOLE).fit(*three_digits())
+
+
+def cuts(model):
+    return [entry["frozen_prefix"] for entry in model.history_ if entry["phase"] == "network"]
+
+
+# The same training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cut"),
+    [("test_resnet", "layer3"), ("test_efficientnet", "blocks.3"), ("test_vit", "blocks.4"), ("test_convnext", None)],
+)
+def test_weights_are_those_of_training_without_the_cache(architecture, cut):
+    cached, whole = cached_and_whole("partial", backbone=architecture, weights=None, image_size=32, learning_rate=0.01)
+    assert difference(cached, whole) < 1e-5
+    assert cached.history_[-1]["train_loss"] < cached.history_[1]["train_loss"]
+    assert set(cuts(cached)) == {cut or "norm_pre"}
+    assert "frozen_prefix" not in whole.history_[-1]
+
+
+def test_weights_are_the_same_for_a_network_of_ones_own():
+    cached, whole = cached_and_whole("partial", learning_rate=0.05, early_stopping=True, validation_fraction=0.3)
+    assert difference(cached, whole) < 1e-5
+    assert cached.history_[-1]["valid_loss"] == pytest.approx(whole.history_[-1]["valid_loss"], rel=1e-4)
+    assert cuts(cached) == ["stem"] * 3
+
+
+def test_each_image_passes_the_prefix_once():
+    seen = {"stem": 0, "body": 0}
+
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.stem.register_forward_pre_hook(lambda module, inputs: self.count("stem", inputs[0]))
+            self.body.register_forward_pre_hook(lambda module, inputs: self.count("body", inputs[0]))
+
+        @staticmethod
+        def count(name, images):
+            if images.stride(0):  # placeholders have no memory of their own
+                seen[name] += len(images)
+
+    make_model(PartialFineTuning(C=1.0), backbone=Counting(), max_epochs=10, batch_size=16).fit(*three_digits())
+    n = len(three_digits()[1])
+    assert n <= seen["stem"] < 3 * n  # the head's embeddings, the prefix, and a few tries
+    assert seen["body"] > 10 * n
+
+
+def test_prefix_is_found_anew_when_the_strategy_unfreezes():
+    strategy = Chosen(names=("stem", "body"), from_epoch=1)
+    options = {"max_epochs": 3, "batch_size": 16, "learning_rate": 0.05}
+    cached = make_model(strategy, **options).fit(*three_digits())
+    whole = make_model(strategy, **options, net_params=WHOLE).fit(*three_digits())
+    assert cuts(cached) == ["backbone", "", ""]
+    assert difference(cached, whole) < 1e-5
+
+
+def test_a_frozen_backbone_is_cut_at_its_end():
+    network = make_network()
+    network.drop = nn.Identity()
+    cached, whole = cached_and_whole(Chosen(), backbone=network, learning_rate=0.1)
+    assert cuts(cached) == ["backbone"] * 3
+    assert difference(cached, whole) < 1e-5
+
+
+@pytest.mark.parametrize(("budget", "cut"), [(2**31, "stem"), (0, "stem")])
+def test_activations_above_the_budget_go_to_a_file(monkeypatch, budget, cut):
+    monkeypatch.setattr(activations, "RAM_BUDGET", budget)
+    kept = activations.reserve((4, 3), torch.bfloat16)
+    kept[:] = 2.0
+    assert kept.shape == (4, 3)
+    assert kept.sum() == 24
+    in_memory = make_model("partial", max_epochs=2).fit(*three_digits())
+    monkeypatch.undo()
+    assert difference(in_memory, make_model("partial", max_epochs=2).fit(*three_digits())) == 0.0
+    assert cuts(in_memory) == [cut] * 2
+
+
+def test_without_room_the_network_is_run_whole(monkeypatch):
+    monkeypatch.setattr(activations, "RAM_BUDGET", 0)
+    monkeypatch.setattr(activations, "_DISK_SHARE", 0.0)
+    assert cuts(make_model("partial", max_epochs=2).fit(*three_digits())) == [""] * 2
+
+
+# Where a network is cut -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trained", "cut"),
+    [
+        (Net, ["body"], "stem"),
+        (Net, ["body.1"], "body.0"),
+        (Net, ["stem"], None),
+        (Net, ["stem.1"], "stem.0"),
+        (Net, ["stem.0.bias", "body"], None),
+        (Skipping, ["third"], "first"),  # the second layer alone would lose what is added later
+        (Skipping, ["first"], None),
+        (Token, ["scale"], None),
+        (Token, ["none"], ""),
+        (DropsEarly, ["body"], "stem"),
+        (DropsEarly, ["none"], ""),
+        (KeepsStatistics, ["body"], "stem"),
+        (AddsInPlace, ["body"], "stem.0"),
+    ],
+)
+def test_cut_comes_before_all_that_training_may_change(backbone, trained, cut):
+    prefix = prefix_of(own(backbone), trained)
+    assert (None if prefix is None else prefix.cut.name) == cut
+
+
+def test_looking_for_the_cut_changes_nothing():
+    backbone = own(KeepsStatistics)
+    before = copy.deepcopy(backbone.state_dict())
+    attributes = {name: set(vars(part)) for name, part in backbone.named_modules()}
+    random_state = torch.get_rng_state()
+    assert prefix_of(backbone, ["body"]) is not None
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert {name: set(vars(part)) for name, part in backbone.named_modules()} == attributes
+
+
+def test_prefix_and_rest_give_what_the_network_gives(rng):
+    backbone = own(Net)
+    prefix = prefix_of(backbone, ["body"])
+    images = torch.from_numpy(rng.normal(size=(5, 3, 16, 16)).astype(np.float32))
+    backbone.eval()
+    activations = prefix.run(backbone, images)
+    assert activations.shape == (5, *prefix.cut.shape)
+    assert torch.equal(prefix.finish(backbone, backbone, activations), backbone(images))
