@@ -1,7 +1,8 @@
 """Transfer learning that feels like scikit-learn.
 
 :class:`PretrainedFeatureTransformer` turns images into embeddings with a frozen pretrained network;
-:class:`FineTuneClassifier` puts a new head on one, and trains as much of it as its ``strategy`` says.
+:class:`FineTuneClassifier` and :class:`FineTuneRegressor` put a new head on one, and train as much of it as their
+``strategy`` says.
 """
 
 from importlib import import_module
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
     from sktl import exceptions, strategies
     from sktl.backbones import list_backbones
     from sktl.finetune import FineTuneClassifier
+    from sktl.regression import FineTuneRegressor
     from sktl.transformer import PretrainedFeatureTransformer
 
 __version__ = version("sktl")
 
 __all__ = [
     "FineTuneClassifier",
+    "FineTuneRegressor",
     "PretrainedFeatureTransformer",
     "__version__",
     "exceptions",
@@ -27,6 +30,7 @@ __all__ = [
 
 _HOMES = {
     "FineTuneClassifier": "sktl.finetune",
+    "FineTuneRegressor": "sktl.regression",
     "PretrainedFeatureTransformer": "sktl.transformer",
     "list_backbones": "sktl.backbones",
 }

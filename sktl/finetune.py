@@ -1,21 +1,24 @@
 """A pretrained network with a new head as a scikit-learn classifier."""
 
-import time
 from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state, compute_class_weight
+from scipy.special import softmax
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, _check_y, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import _check_y, check_is_fitted
+from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure, n_steps
-from sktl._fit_tasks import FitTasks
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner
 from sktl.inputs import MAX_PIXELS
-from sktl.strategies import resolve_strategy
-from sktl.training import Targets, merge_duplicates
+from sktl.training import Targets, fit_linear_head
+
+
+def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (logits.argmax(dim=1) == target).float()
 
 
 class FineTuneClassifier(ClassifierMixin, FineTuner):
@@ -95,7 +98,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         The strategy object that was used.
     backbone_ : Backbone
         The backbone as it is after ``fit``.
-    net_ : skorch.NeuralNetClassifier
+    net_ : skorch.NeuralNet
         The net; ``net_.module_`` is the network of backbone and head.
     history_ : list of dict
         One entry per phase or epoch: losses, validation accuracy, learning rate, seconds.
@@ -114,6 +117,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
 
     See Also
     --------
+    FineTuneRegressor : The same for numbers instead of labels.
     PretrainedFeatureTransformer : Embeddings for any scikit-learn model.
     sktl.strategies : The ways of transfer and their parameters.
 
@@ -135,6 +139,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         **TRAINING_CONSTRAINTS,
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
+    _criterion = nn.CrossEntropyLoss
+    _valid_score = ("valid_acc", _is_correct)
 
     def __init__(
         self,
@@ -166,116 +172,63 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         net_params=None,
         verbose=0,
     ):
-        self.backbone = backbone
-        self.strategy = strategy
-        self.weights = weights
-        self.data_config = data_config
-        self.image_size = image_size
-        self.image_shape = image_shape
-        self.channels = channels
-        self.root = root
-        self.max_pixels = max_pixels
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
+        super().__init__(
+            backbone,
+            strategy,
+            weights=weights,
+            data_config=data_config,
+            image_size=image_size,
+            image_shape=image_shape,
+            channels=channels,
+            root=root,
+            max_pixels=max_pixels,
+            max_epochs=max_epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            tol=tol,
+            random_state=random_state,
+            device=device,
+            dtype=dtype,
+            memory=memory,
+            cache_bytes=cache_bytes,
+            callbacks=callbacks,
+            net_params=net_params,
+            verbose=verbose,
+        )
         self.class_weight = class_weight
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.memory = memory
-        self.cache_bytes = cache_bytes
-        self.callbacks = callbacks
-        self.net_params = net_params
-        self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
-        """Fit the head, and train what the strategy trains.
+    def _check_y(self, y) -> np.ndarray:
+        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
+        check_classification_targets(y)
+        return y
 
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            Paths, bytes, PIL images or arrays; one row per image.
-        y : array-like of shape (n,)
-            Labels of any type.
-        sample_weight : array-like of shape (n,), default=None
-            How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row
-            twice.
-        X_val, y_val, sample_weight_val : default=None
-            Rows to measure on after each epoch, and to stop early by; nothing is held out of X then. Strategies that
-            keep the backbone check them and do not use them.
-
-        Returns
-        -------
-        self : FineTuneClassifier
-            Fitted.
-        """
-        started = time.perf_counter()
-        strategy = resolve_strategy(self.strategy)
-        tasks = FitTasks(self, n_steps(strategy, self.max_epochs), X, y, sample_weight)
-        with as_before_on_failure(self):
-            self.strategy_ = strategy
-            backbone = self._load_backbone()
-            rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone)
-            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-            validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
-            rows, targets, group = merge_duplicates(rows, targets)
-            if validation is None:
-                rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
-                self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]
-            self._fit_network(rows, targets, validation, backbone, len(self.classes_), seed, tasks)
-            self.fit_seconds_ = time.perf_counter() - started
-            tasks.finish()
-        return self
-
-    def _check_training_rows(self, X, y, sample_weight, backbone):
-        """Return the rows that have weight, their class indices and weights, and their positions in X."""
-        if y is None:
-            raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
-        X = self._check_input(X, reset=True)
-        y, sample_weight = self._check_targets(X, y, sample_weight)
-        counting = np.flatnonzero(sample_weight)
-        self.classes_, target = np.unique(y[counting], return_inverse=True)
+    def _learn_targets(self, y, weight) -> Targets:
+        self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes in y, got 1 class instead: {self.classes_[0]!r}."
             )
-        self._learn_scaling(X, sample_weight)
-        weight = sample_weight[counting]
-        class_weight = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=y[counting], sample_weight=weight
-        )
-        rows = self._open_rows(X, backbone).take(counting)
-        return rows, Targets(target, weight, class_weight), counting
+        class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
+        return Targets(target, weight, class_weight)
 
-    def _check_validation_rows(self, X, y, sample_weight, backbone):
-        self.validation_indices_ = None
-        if (X is None) != (y is None):
-            raise ValueError("X_val and y_val must be given together.")
-        if X is None:
-            return None
-        X = self._check_input(X, reset=False)
-        y, sample_weight = self._check_targets(X, y, sample_weight)
+    def _known_targets(self, y, weight, name) -> Targets:
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise ValueError(f"y_val holds labels that y does not: {unknown[:5].tolist()}.")
-        counting = np.flatnonzero(sample_weight)
-        target = np.searchsorted(self.classes_, y[counting])
-        return self._open_rows(X, backbone).take(counting), Targets(target, sample_weight[counting])
+            raise ValueError(f"{name} holds labels that y does not: {unknown[:5].tolist()}.")
+        return Targets(np.searchsorted(self.classes_, y), weight)
 
-    def _check_targets(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray]:
-        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
-        check_consistent_length(X, y)
-        check_classification_targets(y)
-        sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-        if not sample_weight.any():
-            raise ValueError("The sample weights must not all be zero: no row would count.")
-        return y, sample_weight
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _solve_head(self, head, embeddings, targets) -> float:
+        return fit_linear_head(head, embeddings, targets, self.strategy_.C)
+
+    def _strata(self, targets) -> np.ndarray:
+        return targets.values
 
     def decision_function(self, X) -> np.ndarray:
         """Compute the head's output.
@@ -291,7 +244,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             One column per class; with two classes, how much the second is favoured.
         """
         check_is_fitted(self)
-        logits = self._outputs(X)
+        logits = self._outputs(X).astype(np.float32)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X) -> np.ndarray:
@@ -308,7 +261,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             Rows sum to 1; columns in the order of ``classes_``.
         """
         check_is_fitted(self)
-        return torch.softmax(torch.from_numpy(self._outputs(X)), dim=1).numpy()
+        return softmax(self._outputs(X), axis=1).astype(np.float32)
 
     def predict(self, X) -> np.ndarray:
         """Predict labels.

@@ -7,7 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sktl import FineTuneClassifier
+from sktl import FineTuneClassifier, FineTuneRegressor
+
+DEFAULTS = {"image_shape": (8, 8), "image_size": 16, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
 
 
 class Net(nn.Module):
@@ -31,8 +33,12 @@ def make_network():
 
 def make_model(strategy="fine_tuning", *, backbone=None, **parameters):
     """A model on a small network of one's own: a fit takes a fraction of a second."""
-    defaults = {"image_shape": (8, 8), "image_size": 16, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
-    return FineTuneClassifier(make_network() if backbone is None else backbone, strategy, **{**defaults, **parameters})
+    return FineTuneClassifier(make_network() if backbone is None else backbone, strategy, **{**DEFAULTS, **parameters})
+
+
+def make_regressor(strategy="fine_tuning", **parameters):
+    """The same for numbers."""
+    return FineTuneRegressor(make_network(), strategy, **{**DEFAULTS, **parameters})
 
 
 def weights_of(model):

@@ -23,7 +23,7 @@ ROOMS = [
     {"persistence"},
     {"_base", "_fit_tasks"},
     {"_finetuning"},
-    {"transformer", "finetune"},
+    {"transformer", "finetune", "regression"},
     {"selection"},
     {"plots", "distributed", "serving", "cli", "__main__"},  # leaves
 ]
@@ -142,6 +142,7 @@ def own_length(function):
 def test_public_names():
     assert sorted(sktl.__all__) == [
         "FineTuneClassifier",
+        "FineTuneRegressor",
         "PretrainedFeatureTransformer",
         "__version__",
         "exceptions",

@@ -9,7 +9,7 @@ from sklearn.base import clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sktl import FineTuneClassifier, PretrainedFeatureTransformer
+from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer
 
 FAMILIES = ["test_resnet", "test_vit", "test_convnext"]
 
@@ -17,6 +17,9 @@ ESTIMATORS = [
     PretrainedFeatureTransformer(image_size=32),
     FineTuneClassifier(strategy="feature_extraction", image_size=32),
     FineTuneClassifier(strategy="lp_ft", image_size=32, max_epochs=2, batch_size=64),
+    FineTuneRegressor(strategy="feature_extraction", image_size=32),
+    # In so few epochs the usual learning rate does not come to rest, and a check asks for a score.
+    FineTuneRegressor(strategy="lp_ft", image_size=32, max_epochs=2, batch_size=64, learning_rate=3e-4),
     *(PretrainedFeatureTransformer(name, weights=None, image_size=32) for name in FAMILIES),
     *(FineTuneClassifier(name, "feature_extraction", weights=None, image_size=32) for name in FAMILIES),
 ]

@@ -2,7 +2,7 @@
 
 from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
 from sktl.training.data import Targets, TrainingData, merge_duplicates
-from sktl.training.head import fit_linear_head
+from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, trained_backbone
 
@@ -15,6 +15,7 @@ __all__ = [
     "ValidScore",
     "build_network",
     "fit_linear_head",
+    "fit_ridge_head",
     "make_net",
     "merge_duplicates",
     "restore_network",

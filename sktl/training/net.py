@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet
 from skorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -26,7 +26,7 @@ from sktl.training.network import Network
 from sktl.training.prefix import FrozenPrefix
 
 
-class TransferNet(NeuralNetClassifier):
+class TransferNet(NeuralNet):
     """A skorch net whose loss is weighted by row and whose parameter groups and penalty come from a strategy.
 
     Parameters
@@ -80,6 +80,7 @@ class TransferNet(NeuralNetClassifier):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
         weight = y_true["weight"].to(y_pred.device)
         losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
+        losses = losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses  # of several outputs
         loss = (losses * weight).mean()
         return loss + self.strategy.penalty(self.module_, X, y_pred) if training else loss
 

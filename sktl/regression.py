@@ -1,0 +1,190 @@
+"""A pretrained network with a new head as a scikit-learn regressor."""
+
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import _check_y, check_is_fitted
+from torch import nn
+
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner
+from sktl.training import Targets, fit_ridge_head
+
+
+class FineTuneRegressor(RegressorMixin, FineTuner):
+    """Predict numbers from images with a pretrained network, reused in the way that ``strategy`` says.
+
+    One target or several. Targets are standardised inside, each by the weighted mean and standard deviation of the
+    training rows, and the squared error is minimised; predictions are in the units of y. Where a strategy fits the head
+    first, or nothing else, that is a ridge regression in closed form, with ``alpha = 4 / C`` for the strategy's ``C``.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module, default="sktl/tiny"
+        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
+    strategy : str or Strategy, default="lp_ft"
+        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
+        ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
+        ``strategy__<parameter>``.
+    weights : "pretrained", path, state dict or None, default="pretrained"
+        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
+        or a random start.
+    data_config : dict, default=None
+        Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
+        ``crop_mode``).
+    image_size : int or (int, int), default=None
+        Height and width in pixels to which images are brought; None takes the backbone's own.
+    image_shape : (int, int) or (int, int, int), default=None
+        Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened.
+        Without it such a row is read as a strip of grey.
+    channels : {"first", "last"}, default=None
+        Layout of arrays, where their shape does not tell.
+    root : path-like, default=None
+        Folder that relative paths in X start from, and that no path may leave.
+    max_pixels : int, default=89_478_485
+        Larger images are refused before any pixel is decoded. The default is Pillow's own.
+    max_epochs : int, default=10
+        Passes over the training rows, for strategies that train the backbone.
+    learning_rate : float, default=None
+        Highest learning rate of the head; None takes the strategy's own. The strategy derives the backbone's from it.
+    batch_size : int, default=32
+        Rows per training step.
+    weight_decay : float, default=0.01
+        Decoupled weight decay of matrices and kernels (AdamW); biases and normalisation layers have none.
+    early_stopping : "auto" or bool, default="auto"
+        Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
+        "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
+        no epochs to stop: they use all rows.
+    validation_fraction : float, default=0.1
+        Share of the rows that early stopping holds out.
+    n_iter_no_change : int, default=5
+        Epochs without improvement after which early stopping ends training.
+    tol : float, default=1e-4
+        An improvement of the validation loss that is smaller counts as none.
+    random_state : int, RandomState instance or None, default=None
+        Decides what is held out, the order of rows, and all that is random in training.
+    device : str or torch.device, default="auto"
+        Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
+        it.
+    memory : path-like, joblib.Memory or DiskStore, default=None
+        A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
+        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``.
+    cache_bytes : int, default=512 MiB
+        Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
+        own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+    callbacks : list of skorch callbacks, default=None
+        Run in the training loop after sktl's own.
+    net_params : dict, default=None
+        Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
+        ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training.
+    verbose : int, default=0
+        From 1 on, training prints a line per epoch.
+
+    Attributes
+    ----------
+    target_mean_, target_scale_ : ndarray of float64, shape (n_targets,)
+        Mean and standard deviation of y: the network's output times ``target_scale_`` plus ``target_mean_`` is the
+        prediction.
+    strategy_ : Strategy
+        The strategy object that was used.
+    backbone_ : Backbone
+        The backbone as it is after ``fit``.
+    net_ : skorch.NeuralNet
+        The net; ``net_.module_`` is the network of backbone and head.
+    history_ : list of dict
+        One entry per phase or epoch: losses (of the standardised targets), learning rate, seconds.
+    trainable_parameters_ : int
+        How many numbers were trained.
+    fit_seconds_ : float
+        Wall-clock time of ``fit``.
+    validation_indices_ : ndarray of int or None
+        Rows of X that early stopping held out.
+    input_kind_ : {"images", "numbers"}
+        What X held in ``fit``.
+    n_features_in_ : int
+        Number of columns of X, where it had columns.
+    feature_names_in_ : ndarray of str
+        Names of the columns of X, where it was a frame.
+
+    See Also
+    --------
+    FineTuneClassifier : The same for labels.
+    PretrainedFeatureTransformer : Embeddings for any scikit-learn model.
+    sktl.strategies : The ways of transfer and their parameters.
+
+    Notes
+    -----
+    Rows of the same content and target are merged, and their weights added. The order of the rows in X has no
+    influence.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktl import FineTuneRegressor
+    >>> X, y = load_digits(return_X_y=True)
+    >>> ink = X.mean(axis=1)
+    >>> model = FineTuneRegressor(strategy="feature_extraction", image_shape=(8, 8), image_size=32, random_state=0)
+    >>> model.fit(X[:200], ink[:200]).predict(X[200:203]).shape
+    (3,)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {**TRAINING_CONSTRAINTS}
+    _criterion = nn.MSELoss
+
+    def _check_y(self, y) -> np.ndarray:
+        return _check_y(y, multi_output=True, y_numeric=True, estimator=self)
+
+    def _learn_targets(self, y, weight) -> Targets:
+        self._is_one_column = y.ndim == 1
+        self._n_targets = 1 if y.ndim == 1 else y.shape[1]
+        return self._known_targets(y, weight, "y")
+
+    def _known_targets(self, y, weight, name) -> Targets:
+        values = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        if values.shape[1] != self._n_targets:
+            raise ValueError(f"{name} has {values.shape[1]} targets, but y has {self._n_targets}.")
+        return Targets(values, weight)
+
+    def _scale_targets(self, targets, validation):
+        mean = np.average(targets.values, axis=0, weights=targets.weight)
+        scale = np.sqrt(np.average((targets.values - mean) ** 2, axis=0, weights=targets.weight))
+        self.target_mean_, self.target_scale_ = mean, np.where(scale > 0, scale, 1.0)
+        if validation is not None:
+            rows, known = validation
+            validation = rows, self._standardised(known)
+        return self._standardised(targets), validation
+
+    def _standardised(self, targets: Targets) -> Targets:
+        values = (targets.values - self.target_mean_) / self.target_scale_
+        return Targets(values.astype(np.float32), targets.weight)
+
+    def _n_outputs(self) -> int:
+        return self._n_targets
+
+    def _solve_head(self, head, embeddings, targets) -> float:
+        return fit_ridge_head(head, embeddings, targets, self.strategy_.C)
+
+    def predict(self, X) -> np.ndarray:
+        """Predict numbers.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, n_targets), float64
+            Of the shape that y had in ``fit``.
+        """
+        check_is_fitted(self)
+        predictions = self._outputs(X) * self.target_scale_ + self.target_mean_
+        return predictions[:, 0] if self._is_one_column else predictions
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
