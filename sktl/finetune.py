@@ -30,9 +30,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
         ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
     strategy : str or Strategy, default="lp_ft"
-        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
-        ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
-        ``strategy__<parameter>``.
+        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
+        ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"from_scratch"``, or an object from
+        :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
         or a random start.
@@ -103,7 +103,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     history_ : list of dict
         One entry per phase or epoch: losses, validation accuracy, learning rate, seconds.
     trainable_parameters_ : int
-        How many numbers were trained.
+        How many numbers were trained; those of layers that came into training late count too.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
     validation_indices_ : ndarray of int or None

@@ -156,13 +156,20 @@ def test_public_names():
 
 def test_public_strategies():
     assert sorted(sktl.strategies.__all__) == [
+        "Batch",
+        "BitFit",
         "FeatureExtraction",
         "FineTuning",
         "FromScratch",
+        "GradualUnfreezing",
+        "L2SP",
         "LinearProbeThenFineTuning",
+        "LoRA",
         "PartialFineTuning",
         "STRATEGIES",
+        "Start",
         "Strategy",
+        "WiseFT",
         "resolve_strategy",
     ]
 

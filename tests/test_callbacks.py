@@ -22,6 +22,8 @@ STEPS = {
     "feature_extraction": ["head"],
     "fine_tuning": ["epoch", "epoch"],
     "lp_ft": ["head", "epoch", "epoch"],
+    "lora": ["head", "epoch", "epoch"],
+    "wise_ft": ["head", "epoch", "epoch"],
 }
 
 

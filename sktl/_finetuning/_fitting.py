@@ -32,6 +32,7 @@ from sktl.training import (
     make_net,
     merge_duplicates,
     restore_network,
+    start_of_training,
     train,
     trained_backbone,
 )
@@ -181,16 +182,21 @@ class FineTuner(EmbeddingMixin, TrainingParameters, ABC):
     def _fit_network(self, rows, targets: Targets, validation, backbone: Backbone, seed: int, tasks: FitTasks) -> None:
         """Run the phases of the strategy: the head alone on embeddings, then the network."""
         network = build_network(backbone, self._n_outputs(), self.strategy_, seed)
-        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
+        embeddings = None
         if self.strategy_.fits_head_first:
             tasks.begin("head")
-            self._fit_head(network, rows, targets, backbone)
+            embeddings = self._fit_head(network, rows, targets, backbone)
+        if self.strategy_.trains_backbone:
+            self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, embeddings))
+        if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
             self.net_ = self._make_net(network, resolve_device(self.device))
             self._train(rows, targets, validation, backbone, seed, tasks)
+        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
             self.backbone_ = trained_backbone(backbone, network)
         else:
@@ -206,11 +212,13 @@ class FineTuner(EmbeddingMixin, TrainingParameters, ABC):
         settings = {**self._net_settings(torch.device("cpu")), "callbacks": ()}  # those in training know one net only
         return {"net_": make_net(network, self.strategy_, **settings).initialize(), "backbone_": backbone}
 
-    def _fit_head(self, network, rows, targets: Targets, backbone) -> None:
+    def _fit_head(self, network, rows, targets: Targets, backbone) -> np.ndarray:
+        """Fit the head on the backbone's embeddings of the rows; return these."""
         started = time.perf_counter()
         embeddings = self._embed(rows, backbone.view)
         loss = self._solve_head(network.head, embeddings, targets)
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
+        return embeddings
 
     def _make_net(self, network, device: torch.device):
         return make_net(network, self.strategy_, **self._net_settings(device))

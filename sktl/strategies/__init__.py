@@ -1,17 +1,32 @@
 """Ways to reuse a pretrained network, as values of ``strategy=``."""
 
+from sktl.strategies._adapters import BitFit, LoRA
+from sktl.strategies._anchored import L2SP, WiseFT
 from sktl.strategies._frozen import FeatureExtraction
 from sktl.strategies._resolve import STRATEGIES, resolve_strategy
-from sktl.strategies._tuned import FineTuning, FromScratch, LinearProbeThenFineTuning, PartialFineTuning
-from sktl.strategies.base import Strategy
+from sktl.strategies._tuned import (
+    FineTuning,
+    FromScratch,
+    GradualUnfreezing,
+    LinearProbeThenFineTuning,
+    PartialFineTuning,
+)
+from sktl.strategies.base import Batch, Start, Strategy
 
 __all__ = [
+    "L2SP",
     "STRATEGIES",
+    "Batch",
+    "BitFit",
     "FeatureExtraction",
     "FineTuning",
     "FromScratch",
+    "GradualUnfreezing",
     "LinearProbeThenFineTuning",
+    "LoRA",
     "PartialFineTuning",
+    "Start",
     "Strategy",
+    "WiseFT",
     "resolve_strategy",
 ]

@@ -5,15 +5,28 @@ import difflib
 from sklearn.base import clone
 
 from sktl.exceptions import StrategyError
+from sktl.strategies._adapters import BitFit, LoRA
+from sktl.strategies._anchored import L2SP, WiseFT
 from sktl.strategies._frozen import FeatureExtraction
-from sktl.strategies._tuned import FineTuning, FromScratch, LinearProbeThenFineTuning, PartialFineTuning
+from sktl.strategies._tuned import (
+    FineTuning,
+    FromScratch,
+    GradualUnfreezing,
+    LinearProbeThenFineTuning,
+    PartialFineTuning,
+)
 from sktl.strategies.base import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "feature_extraction": FeatureExtraction,
     "lp_ft": LinearProbeThenFineTuning,
     "partial": PartialFineTuning,
+    "gradual_unfreezing": GradualUnfreezing,
     "fine_tuning": FineTuning,
+    "lora": LoRA,
+    "bitfit": BitFit,
+    "l2_sp": L2SP,
+    "wise_ft": WiseFT,
     "from_scratch": FromScratch,
 }
 

@@ -1,41 +1,53 @@
 """Strategies that train some or all weights of the backbone."""
 
+import difflib
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from sklearn.utils._param_validation import Interval
+from torch import nn
 
 from sktl.exceptions import StrategyError
-from sktl.strategies.base import Strategy, TrainableNetwork
+from sktl.strategies.base import Strategy, TrainableNetwork, layerwise_groups
 
-_SCALE = {"backbone_lr_scale": [Interval(Real, 0, None, closed="neither")]}
-_PROBE = {"C": [Interval(Real, 0, None, closed="neither")]}
+SCALE = {"backbone_lr_scale": [Interval(Real, 0, None, closed="neither")]}
+PROBE = {"C": [Interval(Real, 0, None, closed="neither")]}
+DECAY = {"layer_decay": [Interval(Real, 0, 1, closed="right"), None]}
 
 
-class _SlowBackbone(Strategy):
-    """Train the backbone slower than the head, or at the same pace."""
+class SlowBackbone(Strategy):
+    """Train the backbone slower than the head, or at the same pace; deep layers slower still, where that is wanted."""
+
+    layer_decay: float | None = None
+    backbone_lr_scale: float
 
     def param_groups(self, network: TrainableNetwork, lr: float) -> list[dict[str, Any]]:
-        backbone, head = super().param_groups(network, lr)
-        return [{**backbone, "lr": lr * self.backbone_lr_scale}, head]
+        return layerwise_groups(network, lr, self.backbone_lr_scale, self.layer_decay)
 
 
-class FineTuning(_SlowBackbone):
+class FineTuning(SlowBackbone):
     """Train every weight, from the pretrained ones, with a new head.
 
     Parameters
     ----------
     backbone_lr_scale : float, default=0.3
         The backbone's learning rate, as a fraction of the head's.
+    layer_decay : float, default=None
+        Factor of the learning rate from one layer group of the backbone to the next below: 0.7, say, lets the general
+        first layers move less than the specific last ones. None gives all of them the same.
 
     See Also
     --------
     LinearProbeThenFineTuning : Fits the head before it touches the backbone.
+    GradualUnfreezing : Lets the layers wait, too.
 
     References
     ----------
     Yosinski, J., Clune, J., Bengio, Y., Lipson, H.: How transferable are features in deep neural networks? NeurIPS
     2014.
+
+    Clark, K., Luong, M.-T., Le, Q. V., Manning, C. D.: ELECTRA: Pre-training Text Encoders as Discriminators Rather
+    Than Generators. ICLR 2020. (Layer-wise decay of the learning rate.)
 
     Examples
     --------
@@ -44,13 +56,14 @@ class FineTuning(_SlowBackbone):
     FineTuning(backbone_lr_scale=0.1)
     """
 
-    _parameter_constraints: ClassVar[dict] = {**_SCALE}
+    _parameter_constraints: ClassVar[dict] = {**SCALE, **DECAY}
 
-    def __init__(self, backbone_lr_scale: float = 0.3):
+    def __init__(self, backbone_lr_scale: float = 0.3, layer_decay: float | None = None):
         self.backbone_lr_scale = backbone_lr_scale
+        self.layer_decay = layer_decay
 
 
-class LinearProbeThenFineTuning(_SlowBackbone):
+class LinearProbeThenFineTuning(SlowBackbone):
     """Fit the head on the frozen backbone first, then train every weight.
 
     A head that fits already does not send large, random gradients into the backbone, which keeps more of what was
@@ -82,14 +95,14 @@ class LinearProbeThenFineTuning(_SlowBackbone):
 
     fits_head_first = True
 
-    _parameter_constraints: ClassVar[dict] = {**_PROBE, **_SCALE}
+    _parameter_constraints: ClassVar[dict] = {**PROBE, **SCALE}
 
     def __init__(self, C: float = 10.0, backbone_lr_scale: float = 0.3):
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale
 
 
-class PartialFineTuning(_SlowBackbone):
+class PartialFineTuning(SlowBackbone):
     """Fit the head first, then train it and the last layers of the backbone; the layers before them stay frozen.
 
     Parameters
@@ -101,6 +114,9 @@ class PartialFineTuning(_SlowBackbone):
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3
         Learning rate of the trained layers, as a fraction of the head's.
+    from_stage : str, default=None
+        Name of the first module that is trained, such as ``"layer4"`` or ``"blocks.10"``; all that lies between it and
+        the output is trained too. Given, ``n_groups`` says nothing.
 
     References
     ----------
@@ -118,19 +134,117 @@ class PartialFineTuning(_SlowBackbone):
 
     _parameter_constraints: ClassVar[dict] = {
         "n_groups": [Interval(Integral, 1, None, closed="left")],
-        **_PROBE,
-        **_SCALE,
+        **PROBE,
+        **SCALE,
+        "from_stage": [str, None],
     }
 
-    def __init__(self, n_groups: int = 1, C: float = 10.0, backbone_lr_scale: float = 0.3):
+    def __init__(
+        self,
+        n_groups: int = 1,
+        C: float = 10.0,
+        backbone_lr_scale: float = 0.3,
+        from_stage: str | None = None,
+    ):
         self.n_groups = n_groups
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale
+        self.from_stage = from_stage
 
     def prepare(self, network: TrainableNetwork) -> None:
         if not network.layer_groups:
             raise StrategyError("PartialFineTuning needs a backbone with parameters, and this one has none.")
-        trained = {name for group in network.layer_groups[-self.n_groups :] for name in group}
+        trained = set(self._trained_names(network))
+        for name, parameter in network.backbone.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def _trained_names(self, network: TrainableNetwork) -> list[str]:
+        if self.from_stage is None:
+            return [name for group in network.layer_groups[-self.n_groups :] for name in group]
+        ordered = [name for group in network.layer_groups for name in group]
+        of_stage = [place for place, name in enumerate(ordered) if name.startswith(f"{self.from_stage}.")]
+        if not of_stage:
+            stages = _modules_with_parameters(network.backbone)
+            guesses = difflib.get_close_matches(self.from_stage, stages, n=3, cutoff=0.5)
+            top = [name for name in stages if "." not in name]
+            hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else f"It has {top}."
+            raise StrategyError(
+                f"The backbone has no module {self.from_stage!r} with parameters, which from_stage= names. {hint}"
+            )
+        return ordered[of_stage[0] :]
+
+
+def _modules_with_parameters(module: nn.Module) -> list[str]:
+    return [name for name, part in module.named_modules() if name and next(part.parameters(), None) is not None]
+
+
+class GradualUnfreezing(SlowBackbone):
+    """Fit the head, then let the backbone's layer groups into training one after the other, from the top down.
+
+    Group ``k`` from the top is frozen until epoch ``k * epochs_per_group`` (counted from 0), so that the general first
+    layers move last, and least: their learning rates are smaller too ("discriminative fine-tuning"). In place of the
+    paper's epochs with the head alone the head is solved to convergence on the embeddings, which costs less. Groups
+    whose turn does not come in ``max_epochs`` stay frozen.
+
+    Parameters
+    ----------
+    epochs_per_group : int, default=1
+        Epochs from one group to the next below.
+    layer_decay : float, default=1 / 2.6
+        Factor of the learning rate from one layer group to the next below; the default is the paper's. The group next
+        to the head has none.
+    C : float, default=10.0
+        Inverse strength of the L2 penalty of the head's first fit.
+    backbone_lr_scale : float, default=0.3
+        Learning rate of the last layer group, as a fraction of the head's.
+
+    See Also
+    --------
+    PartialFineTuning : Stops after a number of groups.
+
+    References
+    ----------
+    Howard, J., Ruder, S.: Universal Language Model Fine-tuning for Text Classification. ACL 2018.
+
+    Examples
+    --------
+    >>> from sktl.strategies import GradualUnfreezing
+    >>> GradualUnfreezing(epochs_per_group=2)
+    GradualUnfreezing(epochs_per_group=2)
+    """
+
+    fits_head_first = True
+
+    _parameter_constraints: ClassVar[dict] = {
+        "epochs_per_group": [Interval(Integral, 1, None, closed="left")],
+        **DECAY,
+        **PROBE,
+        **SCALE,
+    }
+
+    def __init__(
+        self,
+        epochs_per_group: int = 1,
+        layer_decay: float | None = 1 / 2.6,
+        C: float = 10.0,
+        backbone_lr_scale: float = 0.3,
+    ):
+        self.epochs_per_group = epochs_per_group
+        self.layer_decay = layer_decay
+        self.C = C
+        self.backbone_lr_scale = backbone_lr_scale
+
+    def param_groups(self, network: TrainableNetwork, lr: float) -> list[dict[str, Any]]:
+        # The last group has no decay here, so that backbone_lr_scale is its rate.
+        scale = self.backbone_lr_scale / (1.0 if self.layer_decay is None else self.layer_decay)
+        return layerwise_groups(network, lr, scale, self.layer_decay)
+
+    def prepare(self, network: TrainableNetwork) -> None:
+        self.on_epoch_begin(network, 0)
+
+    def on_epoch_begin(self, network: TrainableNetwork, epoch: int) -> None:
+        groups = network.layer_groups[-(1 + epoch // self.epochs_per_group) :]
+        trained = {name for group in groups for name in group}
         for name, parameter in network.backbone.named_parameters():
             parameter.requires_grad_(name in trained)
 

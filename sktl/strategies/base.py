@@ -1,18 +1,79 @@
 """The contract between a way of transfer and the training loop."""
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
 
 class TrainableNetwork(Protocol):
-    """What a strategy sees of the network that it prepares."""
+    """What a strategy sees of the network that it prepares.
+
+    Attributes
+    ----------
+    backbone : nn.Module
+        Maps normalised images to embeddings.
+    head : nn.Module
+        Maps embeddings to the new task's outputs.
+    original_head : nn.Module or None
+        Maps embeddings to the old task's outputs; only there where the strategy asks for it.
+    layer_groups : list of list of str
+        Names of the backbone's parameters by depth; the first group is next to the input.
+    """
 
     backbone: nn.Module
     head: nn.Module
+    original_head: nn.Module | None
     layer_groups: list[list[str]]
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn 8-bit images into the backbone's input."""
+
+
+class Batch(NamedTuple):
+    """The rows of one training step, as a strategy's penalty sees them.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, ...)
+        What the network was given.
+    rows : tensor of int, shape (n,)
+        Positions among the training rows, in the order of :attr:`Start.embeddings`.
+    weight : tensor of shape (n,)
+        How much each row counts; the mean over all training rows is 1.
+    embeddings : tensor of shape (n, width)
+        The backbone's output in this step, before the head's dropout.
+    """
+
+    images: torch.Tensor
+    rows: torch.Tensor
+    weight: torch.Tensor
+    embeddings: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a strategy may look at once, before the first step of training.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n, width) or None
+        Those of the training rows by the backbone as it was given; None unless ``fits_head_first``.
+    initial_weights : dict of str to tensor, or None
+        The backbone's parameters as they were given, on the CPU, shared and read-only; None unless
+        ``needs_initial_weights``.
+    draw_original : callable or None
+        Takes a number of rows and draws so many of the old task, where the strategy brings them, as a tuple of images
+        and class indices; each row comes once before any comes twice.
+    """
+
+    embeddings: np.ndarray | None = None
+    initial_weights: dict[str, torch.Tensor] | None = None
+    draw_original: Callable[[int], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 class Strategy(BaseEstimator):
@@ -31,6 +92,11 @@ class Strategy(BaseEstimator):
         False if training starts from random weights.
     fits_head_first : bool
         True if the head is first fitted to convergence on the frozen backbone's embeddings.
+    needs_original_head : bool
+        True if the head of the old task is part of the network and trained along, as ``network.original_head``; a
+        backbone that brings none is an error then.
+    needs_initial_weights : bool
+        True if :attr:`Start.initial_weights` shall hold the backbone's weights as they were given.
     updates_batch_norm : bool
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
     C : float
@@ -58,6 +124,8 @@ class Strategy(BaseEstimator):
     trains_backbone: ClassVar[bool] = True
     starts_pretrained: ClassVar[bool] = True
     fits_head_first: ClassVar[bool] = False
+    needs_original_head: ClassVar[bool] = False
+    needs_initial_weights: ClassVar[bool] = False
     updates_batch_norm: ClassVar[bool] = False
     C: float = 10.0
     learning_rate: ClassVar[float] = 1e-3
@@ -84,12 +152,21 @@ class Strategy(BaseEstimator):
         Returns
         -------
         groups : list of dict
-            With keys ``params`` (a list of named parameters) and ``lr``, as torch optimizers take them.
+            With keys ``params`` (a list of named parameters) and ``lr``, as torch optimizers take them; the key
+            ``weight_decay`` overrides the estimator's.
         """
-        return [
-            {"params": list(network.backbone.named_parameters(prefix="backbone")), "lr": lr},
-            {"params": list(network.head.named_parameters(prefix="head")), "lr": lr},
-        ]
+        return layerwise_groups(network, lr)
+
+    def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
+        """Take down what training starts from; called once, after the head's first fit.
+
+        Parameters
+        ----------
+        network : Network
+            On the CPU, in eval mode.
+        start : Start
+            The training rows' embeddings, and the old task's rows.
+        """
 
     def on_epoch_begin(self, network: TrainableNetwork, epoch: int) -> None:
         """Change what is trained as training goes on.
@@ -102,15 +179,15 @@ class Strategy(BaseEstimator):
             Starts at 0.
         """
 
-    def penalty(self, network: TrainableNetwork, batch: torch.Tensor, output: torch.Tensor) -> torch.Tensor | float:
+    def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor | float:
         """Add a term to the loss of a batch.
 
         Parameters
         ----------
         network : Network
             The network in training.
-        batch : tensor of shape (n, ...)
-            The batch's images.
+        batch : Batch
+            The rows of the step: images, positions, weights and embeddings.
         output : tensor of shape (n, n_outputs)
             The head's output for them.
 
@@ -122,10 +199,49 @@ class Strategy(BaseEstimator):
         return 0.0
 
     def finish(self, network: TrainableNetwork) -> None:
-        """Change the trained network before it is used.
+        """Change the trained network before it is used, and let go of what was taken down.
 
         Parameters
         ----------
         network : Network
-            The trained network, in eval mode.
+            The trained network, on the CPU, in eval mode.
         """
+
+
+def layerwise_groups(
+    network: TrainableNetwork, lr: float, backbone_scale: float = 1.0, decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Return parameter groups whose learning rate falls with the distance from the output.
+
+    Parameters
+    ----------
+    network : Network
+        The prepared network.
+    lr : float
+        The head's learning rate.
+    backbone_scale : float, default=1.0
+        The backbone's learning rate, as a fraction of the head's.
+    decay : float, default=None
+        Factor from one of the backbone's layer groups to the next below; the group next to the head has it once. None
+        gives the whole backbone one rate.
+
+    Returns
+    -------
+    groups : list of dict
+        The backbone's from the input on, then the head's, then the original head's where there is one.
+    """
+    parameters = dict(network.backbone.named_parameters(prefix="backbone"))
+    if decay is None:
+        layers = [list(parameters)]
+    else:
+        layers = [[f"backbone.{name}" for name in group] for group in network.layer_groups]
+    groups = []
+    for depth, names in enumerate(layers):
+        rate = lr * backbone_scale * (1.0 if decay is None else decay ** (len(layers) - depth))
+        groups.append({"params": [(name, parameters[name]) for name in names if name in parameters], "lr": rate})
+    groups.append({"params": list(network.head.named_parameters(prefix="head")), "lr": lr})
+    original_head = getattr(network, "original_head", None)
+    if original_head is not None:
+        named = list(original_head.named_parameters(prefix="original_head"))
+        groups.append({"params": named, "lr": lr * backbone_scale})
+    return groups

@@ -4,7 +4,7 @@ from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
 from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
-from sktl.training.network import Network, build_network, restore_network, trained_backbone
+from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 
 __all__ = [
     "EpochTasks",
@@ -19,6 +19,7 @@ __all__ = [
     "make_net",
     "merge_duplicates",
     "restore_network",
+    "start_of_training",
     "train",
     "trained_backbone",
 ]

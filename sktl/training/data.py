@@ -87,7 +87,7 @@ class TrainingData(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         index = torch.as_tensor(indices)
         inputs = self.activations[index] if self.activations is not None else self._images_of(index)
-        return inputs, {"target": self._values[index], "weight": self._weight[index]}
+        return inputs, {"target": self._values[index], "weight": self._weight[index], "row": index}
 
     def _images_of(self, index: torch.Tensor) -> torch.Tensor:
         return self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))

@@ -19,6 +19,7 @@ from skorch.helper import predefined_split
 from torch import nn
 
 from sktl._random import private_torch_rng
+from sktl.strategies import Batch
 from sktl.training.activations import PrefixOnce
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs, warmup_cosine
 from sktl.training.data import TrainingData, batches
@@ -82,7 +83,10 @@ class TransferNet(NeuralNet):
         losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
         losses = losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses  # of several outputs
         loss = (losses * weight).mean()
-        return loss + self.strategy.penalty(self.module_, X, y_pred) if training else loss
+        if not training:
+            return loss
+        batch = Batch(X, y_true["row"], weight, self.module_.take_embeddings())
+        return loss + self.strategy.penalty(self.module_, batch, y_pred)
 
     def notify(self, method_name, **kwargs):
         """Run the callbacks; skorch's early stopping raises what Ctrl-C raises too, and is told from it; see skorch."""
@@ -106,12 +110,13 @@ class TransferNet(NeuralNet):
 
 
 def _split_by_decay(groups, weight_decay: float):
-    """Take weight decay off vectors: biases and the scales of normalisation layers."""
+    """Take weight decay off vectors: biases and the scales of normalisation layers; a group may bring its own."""
     for group in groups:
         for is_matrix in (True, False):
             params = [(name, value) for name, value in group["params"] if (value.ndim > 1) == is_matrix]
             if params:
-                yield {**group, "params": params, "weight_decay": weight_decay if is_matrix else 0.0}
+                decay = group.get("weight_decay", weight_decay) if is_matrix else 0.0
+                yield {**group, "params": params, "weight_decay": decay}
 
 
 _OWN_SETTINGS = {

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sktl._random import private_torch_rng
 from sktl.backbones import Backbone, build_from_recipe, layer_groups, reset_parameters
+from sktl.strategies import Start
 
 
 class Network(nn.Module):
@@ -32,6 +34,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self._always_eval: list[nn.Module] = []
+        self._embeddings: torch.Tensor | None = None
 
     @property
     def layer_groups(self) -> list[list[str]]:
@@ -39,7 +42,14 @@ class Network(nn.Module):
         return layer_groups(self.backbone)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(self.normalise(images)))
+        embeddings = self.backbone(self.normalise(images))
+        self._embeddings = embeddings if self.training else None
+        return self.head(embeddings)
+
+    def take_embeddings(self) -> torch.Tensor | None:
+        """Hand over what the head was given in the last training step, and let go of it."""
+        embeddings, self._embeddings = self._embeddings, None
+        return embeddings
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Turn 8-bit images of shape (n, height, width, 3) into the backbone's input; float input is ready already."""
@@ -81,7 +91,7 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
     strategy : Strategy
         Prepares the network.
     seed : int
-        For everything random: the head's start, and the backbone's where the strategy starts from scratch.
+        For everything random: the backbone's start, where the strategy starts from scratch, and what it adds.
 
     Returns
     -------
@@ -97,11 +107,27 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
         elif backbone.recipe["kind"] == "module":
             reset_parameters(module)
         network = assemble(module, backbone, n_outputs, strategy.updates_batch_norm)
-    network.requires_grad_(True)
-    strategy.prepare(network)
+        network.requires_grad_(True)
+        strategy.prepare(network)
     network.eval()
     network.refresh_frozen()
     return network
+
+
+def start_of_training(strategy, backbone: Backbone, embeddings: np.ndarray | None) -> Start:
+    """Gather what a strategy may take down before training.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Says what it needs.
+    backbone : Backbone
+        What training starts from.
+    embeddings : ndarray of shape (n, width) or None
+        Those of the training rows, where the head was fitted on them.
+    """
+    initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
+    return Start(embeddings, initial)
 
 
 def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batch_norm: bool) -> Network:

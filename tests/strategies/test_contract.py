@@ -31,7 +31,7 @@ class Recorder(LinearProbeThenFineTuning):
         self.calls.append(("epoch", epoch))
 
     def penalty(self, network, batch, output):
-        self.calls.append(("penalty", len(batch), tuple(output.shape)))
+        self.calls.append(("penalty", len(batch.images), tuple(output.shape)))
         return 0.0
 
     def finish(self, network):

@@ -1,0 +1,195 @@
+"""Strategies that train few numbers: small added matrices, or biases and scales."""
+
+import re
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import ClassVar
+
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+
+from sktl._deps import import_extra
+from sktl.exceptions import StrategyError
+from sktl.strategies._tuned import PROBE, SlowBackbone
+from sktl.strategies.base import TrainableNetwork
+
+_ADAPTER = "default"  # peft's own name for the only adapter
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class LoRA(SlowBackbone):
+    """Fit the head, then train it and low-rank additions to the backbone's layers; the backbone's own weights stay.
+
+    Each layer of weight ``W`` computes with ``W + alpha / rank * B @ A``, where ``A`` and ``B`` are small and ``B``
+    starts at zero. After training the products are added to the weights, so that the network that predicts is as large
+    and as fast as before. Needs the package peft (``pip install 'sktl[peft]'``).
+
+    Parameters
+    ----------
+    rank : int, default=8
+        Inner width of the additions.
+    alpha : float, default=16.0
+        Their scale, divided by ``rank``.
+    dropout : float, default=0.0
+        Share of a layer's inputs that its addition does not see in a training step.
+    target_modules : {"all", "linear", "conv"} or list of str, default="all"
+        Which layers have an addition: all linear layers and two-dimensional convolutions, those of one kind, or the
+        layers of these names (full, or from a dot on: ``"attn.qkv"``). Convolutions in groups have none: peft cannot
+        merge them.
+    C : float, default=10.0
+        Inverse strength of the L2 penalty of the head's first fit.
+    backbone_lr_scale : float, default=1.0
+        Learning rate of the additions, as a fraction of the head's.
+
+    See Also
+    --------
+    BitFit : Trains numbers that are there already.
+
+    References
+    ----------
+    Hu, E. J., Shen, Y., Wallis, P., et al.: LoRA: Low-Rank Adaptation of Large Language Models. ICLR 2022.
+
+    Examples
+    --------
+    >>> from sktl.strategies import LoRA
+    >>> LoRA(rank=4, target_modules="linear")
+    LoRA(rank=4, target_modules='linear')
+    """
+
+    fits_head_first = True
+
+    _parameter_constraints: ClassVar[dict] = {
+        "rank": [Interval(Integral, 1, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "target_modules": [StrOptions({"all", "linear", "conv"}), list],
+        **PROBE,
+        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        target_modules: str | list[str] = "all",
+        C: float = 10.0,
+        backbone_lr_scale: float = 1.0,
+    ):
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.target_modules = target_modules
+        self.C = C
+        self.backbone_lr_scale = backbone_lr_scale
+
+    def prepare(self, network: TrainableNetwork) -> None:
+        peft = import_extra("peft", extra="peft", caller="strategy='lora'")
+        names = self._targets(network.backbone)
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="|".join(re.escape(name) for name in names),  # a string is matched in full, a list is not
+        )
+        network.backbone.requires_grad_(False)
+        peft.inject_adapter_in_model(config, network.backbone)
+        for _, layer in _adapted(network.backbone):
+            base, down = layer.get_base_layer(), layer.lora_A[_ADAPTER]
+            if isinstance(base, nn.Conv2d):
+                down.dilation = base.dilation  # which peft forgets; it has no influence on the weights' shape
+
+    def _targets(self, backbone: nn.Module) -> list[str]:
+        """Return the names of the layers that get an addition."""
+        kinds = (nn.Conv2d,) if self.target_modules == "conv" else (nn.Linear, nn.Conv2d)
+        kinds = (nn.Linear,) if self.target_modules == "linear" else kinds
+        names = [name for name, part in backbone.named_modules() if type(part) in kinds and _is_mergeable(part)]
+        if not isinstance(self.target_modules, str):
+            wanted = tuple(self.target_modules)
+            names = [name for name in names if any(f".{name}".endswith(f".{ending}") for ending in wanted)]
+        if not names:
+            raise StrategyError(
+                f"LoRA(target_modules={self.target_modules!r}) finds no layer in the backbone that it can add to: it "
+                "takes torch's own nn.Linear, and nn.Conv2d with groups=1."
+            )
+        return names
+
+    def finish(self, network: TrainableNetwork) -> None:
+        for name, layer in list(_adapted(network.backbone)):
+            layer.merge()
+            network.backbone.set_submodule(name, layer.get_base_layer())
+
+
+def _is_mergeable(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (layer.groups == 1 and layer.padding_mode == "zeros")
+
+
+def _adapted(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that have an addition, with their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, part in backbone.named_modules():
+        if isinstance(part, BaseTunerLayer):
+            yield name, part
+
+
+class BitFit(SlowBackbone):
+    """Fit the head, then train it and the backbone's biases, or its normalisation layers, alone.
+
+    Parameters
+    ----------
+    train : {"bias", "norm", "bias_and_norm"}, default="bias"
+        What is trained of the backbone: all biases (those of normalisation layers too), scale and bias of the
+        normalisation layers, or both. Running statistics of batch normalisation stay as they are.
+    C : float, default=10.0
+        Inverse strength of the L2 penalty of the head's first fit.
+    backbone_lr_scale : float, default=1.0
+        Learning rate of the trained part of the backbone, as a fraction of the head's.
+
+    See Also
+    --------
+    LoRA : Adds numbers to train.
+
+    References
+    ----------
+    Ben Zaken, E., Goldberg, Y., Ravfogel, S.: BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
+    Masked Language-models. ACL 2022.
+
+    Frankle, J., Schwab, D. J., Morcos, A. S.: Training BatchNorm and Only BatchNorm: On the Expressive Power of Random
+    Features in CNNs. ICLR 2021.
+
+    Examples
+    --------
+    >>> from sktl.strategies import BitFit
+    >>> BitFit(train="norm")
+    BitFit(train='norm')
+    """
+
+    fits_head_first = True
+
+    _parameter_constraints: ClassVar[dict] = {
+        "train": [StrOptions({"bias", "norm", "bias_and_norm"})],
+        **PROBE,
+        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def __init__(self, train: str = "bias", C: float = 10.0, backbone_lr_scale: float = 1.0):
+        self.train = train
+        self.C = C
+        self.backbone_lr_scale = backbone_lr_scale
+
+    def prepare(self, network: TrainableNetwork) -> None:
+        network.backbone.requires_grad_(False)
+        chosen = [
+            parameter
+            for part in network.backbone.modules()
+            for name, parameter in part.named_parameters(recurse=False)
+            if ("bias" in self.train and name.endswith("bias")) or ("norm" in self.train and isinstance(part, _NORMS))
+        ]
+        if not chosen:
+            raise StrategyError(
+                f"BitFit(train={self.train!r}) finds nothing to train: the backbone has no such layers."
+            )
+        for parameter in chosen:
+            parameter.requires_grad_(True)

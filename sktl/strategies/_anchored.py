@@ -1,0 +1,136 @@
+"""Strategies that train every weight and hold it near the pretrained one."""
+
+from numbers import Real
+from typing import Any, ClassVar
+
+import torch
+from sklearn.utils._param_validation import Interval
+
+from sktl.strategies._tuned import PROBE, SCALE, SlowBackbone
+from sktl.strategies.base import Batch, Start, TrainableNetwork
+
+
+class L2SP(SlowBackbone):
+    """Train every weight, with a penalty on its distance from the pretrained one in place of weight decay.
+
+    Weight decay pulls towards zero, which is not where a pretrained network should go; L2-SP ("starting point") adds
+    ``alpha / 2 * ||w - w0||**2`` over the backbone's parameters and ``beta / 2 * ||w||**2`` over the new head's to the
+    loss. The estimator's ``weight_decay`` is not used.
+
+    Parameters
+    ----------
+    alpha : float, default=0.1
+        Strength of the pull towards the pretrained weights.
+    beta : float, default=0.01
+        Strength of the pull of the head's weights towards zero.
+    C : float, default=10.0
+        Inverse strength of the L2 penalty of the head's first fit.
+    backbone_lr_scale : float, default=0.3
+        The backbone's learning rate, as a fraction of the head's.
+
+    See Also
+    --------
+    WiseFT : Goes back half of the way after training.
+
+    References
+    ----------
+    Li, X., Grandvalet, Y., Davoine, F.: Explicit Inductive Bias for Transfer Learning with Convolutional Networks.
+    ICML 2018.
+
+    Examples
+    --------
+    >>> from sktl.strategies import L2SP
+    >>> L2SP(alpha=1.0)
+    L2SP(alpha=1.0)
+    """
+
+    fits_head_first = True
+    needs_initial_weights = True
+
+    _parameter_constraints: ClassVar[dict] = {
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left")],
+        **PROBE,
+        **SCALE,
+    }
+
+    def __init__(self, alpha: float = 0.1, beta: float = 0.01, C: float = 10.0, backbone_lr_scale: float = 0.3):
+        self.alpha = alpha
+        self.beta = beta
+        self.C = C
+        self.backbone_lr_scale = backbone_lr_scale
+
+    def param_groups(self, network: TrainableNetwork, lr: float) -> list[dict[str, Any]]:
+        return [{**group, "weight_decay": 0.0} for group in super().param_groups(network, lr)]
+
+    def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
+        self._initial = start.initial_weights
+
+    def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor:
+        device = output.device
+        self._initial = {name: value.to(device) for name, value in self._initial.items()}  # moves in the first step
+        distance = sum(
+            (parameter - self._initial[name]).square().sum() for name, parameter in network.backbone.named_parameters()
+        )
+        size = sum(parameter.square().sum() for parameter in network.head.parameters())
+        return self.alpha / 2 * distance + self.beta / 2 * size
+
+    def finish(self, network: TrainableNetwork) -> None:
+        del self._initial
+
+
+class WiseFT(SlowBackbone):
+    """Fit the head, fine-tune every weight, then take the weights between start and end.
+
+    The weights of the result are ``(1 - alpha) * start + alpha * end``, where the start is the pretrained backbone with
+    its fitted head (the linear probe), and the end what fine-tuning made of it. In the paper's measurements that keeps
+    most of what fine-tuning gains on images like the training images, and gains on unlike ones.
+
+    Parameters
+    ----------
+    alpha : float, default=0.5
+        How far to go from the start (0: feature extraction) to the end (1: ``"lp_ft"``).
+    C : float, default=10.0
+        Inverse strength of the L2 penalty of the head's first fit.
+    backbone_lr_scale : float, default=0.3
+        The backbone's learning rate, as a fraction of the head's.
+
+    See Also
+    --------
+    L2SP : Holds the weights near the start while they are trained.
+
+    References
+    ----------
+    Wortsman, M., Ilharco, G., Kim, J. W., et al.: Robust Fine-Tuning of Zero-Shot Models. CVPR 2022.
+
+    Examples
+    --------
+    >>> from sktl.strategies import WiseFT
+    >>> WiseFT(alpha=0.8)
+    WiseFT(alpha=0.8)
+    """
+
+    fits_head_first = True
+    needs_initial_weights = True
+
+    _parameter_constraints: ClassVar[dict] = {
+        "alpha": [Interval(Real, 0, 1, closed="both")],
+        **PROBE,
+        **SCALE,
+    }
+
+    def __init__(self, alpha: float = 0.5, C: float = 10.0, backbone_lr_scale: float = 0.3):
+        self.alpha = alpha
+        self.C = C
+        self.backbone_lr_scale = backbone_lr_scale
+
+    def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
+        self._initial = start.initial_weights
+        self._initial_head = {name: value.detach().clone() for name, value in network.head.named_parameters()}
+
+    def finish(self, network: TrainableNetwork) -> None:
+        with torch.no_grad():
+            for part, initial in ((network.backbone, self._initial), (network.head, self._initial_head)):
+                for name, parameter in part.named_parameters():
+                    parameter.copy_(torch.lerp(initial[name], parameter, self.alpha))
+        del self._initial, self._initial_head
