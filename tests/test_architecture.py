@@ -25,7 +25,7 @@ ROOMS = [
     {"_finetuning"},
     {"transformer", "finetune", "regression"},
     {"selection"},
-    {"plots", "distributed", "serving", "cli", "__main__"},  # leaves
+    {"plots", "distributed", "serving", "testing", "cli", "__main__"},  # leaves
 ]
 ROOM_OF_ROOT = len(ROOMS)  # sktl/__init__.py gathers the public names: only the leaves may import it
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -33,13 +33,13 @@ LEAVES = ROOMS[-1]
 
 # The rooms that may import a library (the longest matching name counts); numpy, torch, scikit-learn and tqdm are free.
 IMPORTERS = {
-    "PIL": {"inputs", "cli"},  # cli writes sample images
+    "PIL": {"inputs", "testing", "cli"},  # the last two draw images
     "timm": {"backbones"},
     "timm.data": {"inputs"},
     "timm.data.resolve_model_data_config": {"backbones"},  # asks a network, knows nothing of images
     "transformers": {"backbones"},
     "torchvision": set(),
-    "joblib": {"embedding", "cli"},
+    "joblib": {"embedding", "testing", "cli"},
     "sqlite3": {"embedding"},
     "openvino": {"embedding"},
     "peft": {"strategies"},
