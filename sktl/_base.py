@@ -14,10 +14,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
 
-from sktl.backbones import Backbone, FeatureView, load_backbone
+from sktl.backbones import Backbone, FeatureView, input_kind, load_backbone
 from sktl.embedding import DiskStore, default_store, embed, open_store
 from sktl.exceptions import InputError
-from sktl.inputs import StripRows, holds_images, open_rows
+from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
 
 SHARED_CONSTRAINTS: dict[str, list] = {
     "backbone": [str, nn.Module],
@@ -48,6 +48,8 @@ class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     """Read X, whatever its form, and turn its rows into embeddings.
 
+    With a text backbone rows are texts. With any other they are images, or numbers.
+
     Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they
     are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
     grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
@@ -57,11 +59,15 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
-        """Return X if it holds images, else the table that scikit-learn makes of it; remember or compare which."""
+        """Return X if it holds images or texts, else the table that scikit-learn makes of it; remember or compare."""
         if getattr(X, "ndim", 1) not in (0, 2) and hasattr(X, "__len__") and len(X) == 0:
             raise InputError("X is empty: at least one row is required.")
-        if holds_images(X):
+        if input_kind(self.backbone) == "texts":
+            kind = "texts"
+            self._check_texts(X, reset)
+        elif holds_images(X):
             kind = "images"
+            refuse_texts(X)
             self._check_columns(X, reset)
         else:
             kind = "numbers"
@@ -78,6 +84,16 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             )
         return X
 
+    def _check_texts(self, X, reset: bool) -> None:
+        """Make sure that X is a column, and that no parameter speaks of images."""
+        for parameter in ("image_shape", "channels", "root"):
+            if getattr(self, parameter) is not None:
+                raise InputError(
+                    f"The {parameter!r} parameter must be None for backbone={self.backbone!r}: it takes texts."
+                )
+        find_texts(X)
+        self._check_columns(X, reset)
+
     def _check_table(self, X, reset: bool, checks: dict[str, Any]) -> np.ndarray:
         """Return the numbers of a table, as scikit-learn reads it."""
         try:
@@ -90,7 +106,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             raise
 
     def _check_columns(self, X, reset: bool) -> None:
-        """Let a frame of one column of images have scikit-learn's names; other containers have none."""
+        """Let a frame of one column of images or texts have scikit-learn's names; other containers have none."""
         if reset:
             for attribute in ("n_features_in_", "feature_names_in_"):
                 self.__dict__.pop(attribute, None)
@@ -100,9 +116,9 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
                 self.n_features_in_ = 1
 
     def _learn_scaling(self, X, sample_weight=None) -> None:
-        """Learn from a table how its numbers become pixels; images bring their own scale."""
+        """Learn from a table how its numbers become pixels; images and texts need nothing of the kind."""
         self.offset_, self.scale_ = 0.0, 1.0
-        if self.input_kind_ == "images":
+        if self.input_kind_ != "numbers":
             return
         if self.image_shape is not None:
             self._check_image_shape(X)
@@ -129,6 +145,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _open_rows(self, X, backbone: Backbone):
         """Return the rows of a checked X."""
+        if self.input_kind_ == "texts":
+            return open_texts(X, backbone.tokenizer)
         if self.input_kind_ == "images":
             if self._is_grey_stack and getattr(X, "ndim", None) == 3:
                 X = X[..., None]  # three grey images must not pass for one in colour
@@ -142,7 +160,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def _embed(self, rows, view: FeatureView, *, stored: bool = True, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
         stores = self._stores() if stored else []
-        return embed(
+        embeddings = embed(
             rows,
             view,
             device=self.device,
@@ -151,6 +169,9 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             verbose=int(self.verbose),
             **options,
         )
+        if isinstance(rows, TextRows):
+            rows.warn_of_truncation(view.data_config["max_length"])
+        return embeddings
 
     def _stores(self) -> list:
         memory = [default_store(self.cache_bytes)] if self.cache_bytes else []
@@ -160,7 +181,9 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
-        tags.input_tags.three_d_array = True
+        takes_texts = input_kind(self.backbone) == "texts"
+        tags.input_tags.two_d_array = not takes_texts
+        tags.input_tags.three_d_array = not takes_texts
         return tags
 
 

@@ -108,7 +108,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Wall-clock time of ``fit``.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
-    input_kind_ : {"images", "numbers"}
+    input_kind_ : {"images", "texts", "numbers"}
         What X held in ``fit``.
     n_features_in_ : int
         Number of columns of X, where it had columns.

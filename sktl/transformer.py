@@ -18,28 +18,29 @@ from sktl.inputs import MAX_PIXELS
 
 
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
-    """Turn images into embeddings with a pretrained network that is never trained.
+    """Turn images or texts into embeddings with a pretrained network that is never trained.
 
-    Each image goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of
-    the image's content, so that the folds and candidates of a grid search find them there.
+    Each row goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of
+    the row's content, so that the folds and candidates of a grid search find them there.
 
     Parameters
     ----------
     backbone : str or nn.Module, default="sktl/tiny"
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
+        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
         or a random start.
     data_config : dict, default=None
         Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
-        ``crop_mode``).
+        ``crop_mode``; for texts ``max_length``, the number of tokens after which they are cut off).
     layer : int, str, list of them or None, default=None
         Where the embedding is taken from: None is the backbone's own embedding, an integer one of its stages (negative
         ones count from the last), a string the submodule of that name; several are concatenated.
     pooling : {"auto", "avg", "max", "avgmax", "cls", "none"}, default="auto"
         How maps and tokens become one vector: the backbone's own way, their mean, maximum, the mean of both, the class
-        token, or all values flattened.
+        token, or all values flattened (images only).
     normalize : bool, default=False
         Scale each embedding to Euclidean length 1.
     tta : {"hflip"} or None, default=None
@@ -56,7 +57,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     max_pixels : int, default=89_478_485
         Larger images are refused before any pixel is decoded. The default is Pillow's own.
     batch_size : int or "auto", default="auto"
-        Images per forward pass. It has no influence on the embeddings.
+        Rows per forward pass. It has no influence on the embeddings.
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
@@ -72,7 +73,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
     on_error : {"raise", "nan"}, default="raise"
-        Whether images that cannot be read raise one error that names them all, or become rows of NaN.
+        Whether images or texts that cannot be read raise one error that names them all, or become rows of NaN.
     output : {"numpy", "torch"}, default="numpy"
         What ``transform`` returns. "torch" gives a tensor on the device that the network runs on, for estimators that
         compute there when scikit-learn's ``array_api_dispatch`` is on. A container asked for by ``set_output`` goes
@@ -84,7 +85,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     ----------
     backbone_ : Backbone
         The loaded network, shared inside the process.
-    input_kind_ : {"images", "numbers"}
+    input_kind_ : {"images", "texts", "numbers"}
         What X held in ``fit``.
     n_features_in_ : int
         Number of columns of X, where it had columns.
@@ -177,8 +178,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            Paths, bytes, PIL images or arrays; one row per image.
+        X : sequence of images or texts, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            Paths, bytes, PIL images or arrays, one row per image; texts for a text backbone.
         y : ignored
             Present for the sake of Pipelines.
 

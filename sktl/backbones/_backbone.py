@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import safetensors.torch
@@ -12,7 +13,9 @@ from torch import nn
 from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
-from sktl.backbones._views import FeatureView, PooledModule, make_view
+from sktl.backbones._text import build_text_encoder
+from sktl.backbones._tokens import Tokenizer, takes_texts
+from sktl.backbones._views import FeatureView, PooledModule, example_input, make_view
 from sktl.exceptions import BackboneError
 
 
@@ -25,12 +28,12 @@ class Backbone:
     name : str
         What was asked for.
     module : nn.Module
-        Maps images of shape (n, 3, height, width) to embeddings of shape (n, ``width``); in eval mode, without
-        gradients.
+        Maps images of shape (n, 3, height, width), or tokens of shape (n, length), to embeddings of shape (n,
+        ``width``); in eval mode, without gradients.
     recipe : dict
-        How to build the module again, without weights.
+        How to build the module again, without weights; a text backbone's holds its tokenizer too.
     data_config : dict
-        timm's data config: how pixels become the module's input.
+        How the module's input is made: timm's data config for pixels, or the settings of the tokenizer.
     width : int
         Number of values per embedding, found by a forward pass.
     fingerprint : str
@@ -50,8 +53,19 @@ class Backbone:
         """Freeze a network and find out its width and fingerprint."""
         module = module.eval().requires_grad_(False)
         data_config = plain_data_config(data_config)
-        module, width = _pooled(name, module, data_config["input_size"])
+        module, width = _pooled(name, module, data_config)
         return cls(name, module, recipe, data_config, width, fingerprint(module, data_config))
+
+    @property
+    def input_kind(self) -> str:
+        """What it embeds: "images" or "texts"."""
+        return "texts" if takes_texts(self.data_config) else "images"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """How texts become tokens, for a text backbone."""
+        settings = {key: self.data_config[key] for key in ("max_length", "prompt", "lowercase")}
+        return Tokenizer(self.recipe["tokenizer"], **settings)
 
     @property
     def layer_groups(self) -> list[list[str]]:
@@ -77,7 +91,7 @@ class Backbone:
         return self._views[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("module", "_views")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("module", "tokenizer", "_views")}
         return {**state, "weights": safetensors.torch.save(shareless_state(self.module))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -89,8 +103,8 @@ class Backbone:
         self.__dict__.update(state, _views={}, module=module.eval().requires_grad_(False))
 
 
-def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Module, int]:
-    shape = _output_shape(name, module, input_size)
+def _pooled(name: str, module: nn.Module, data_config: dict[str, Any]) -> tuple[nn.Module, int]:
+    shape = _output_shape(name, module, data_config)
     if len(shape) == 4:
         return PooledModule(module).eval(), shape[1]
     if len(shape) != 2:
@@ -101,13 +115,16 @@ def _pooled(name: str, module: nn.Module, input_size: list[int]) -> tuple[nn.Mod
     return module, shape[1]
 
 
-def _output_shape(name: str, module: nn.Module, input_size: list[int]) -> tuple[int, ...]:
+def _output_shape(name: str, module: nn.Module, data_config: dict[str, Any]) -> tuple[int, ...]:
     try:
         with torch.inference_mode():
-            output = module(torch.zeros(1, *input_size))
+            output = module(example_input(data_config))
     except Exception as error:  # the network may be the user's own
+        if takes_texts(data_config):
+            raise BackboneError(f"The backbone {name} cannot be run on tokens alone: {error}") from error
+        size = tuple(data_config["input_size"])
         raise BackboneError(
-            f"The backbone {name} cannot be run on an image of shape {tuple(input_size)} (channels, height, width): "
+            f"The backbone {name} cannot be run on an image of shape {size} (channels, height, width): "
             f"{error} Give the size that it takes with image_size= or data_config={{'input_size': (3, height, width)}}."
         ) from error
     if not isinstance(output, torch.Tensor):
@@ -133,7 +150,9 @@ def module_recipe(module: nn.Module) -> dict[str, Any]:
 
 
 def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
-    """Build the module that a recipe describes: timm's at a random start, a user's own with zero weights."""
+    """Build the module that a recipe describes: a named one at a random start, a user's own with zero weights."""
+    if recipe["kind"] == "text":
+        return build_text_encoder(recipe)
     if recipe["kind"] == "module":
         module = copy.deepcopy(recipe["skeleton"])
         _convert_state(module, lambda tensor: torch.zeros_like(tensor, device="cpu"))

@@ -6,7 +6,8 @@ from torch import nn
 def layer_groups(module: nn.Module) -> list[list[str]]:
     """Group a network's parameters by depth.
 
-    The network is asked (timm's ``group_matcher``); one that does not know is split at its direct children.
+    The network is asked (``layer_groups``, timm's ``group_matcher``); one that does not know is split at its direct
+    children.
 
     Parameters
     ----------
@@ -18,6 +19,8 @@ def layer_groups(module: nn.Module) -> list[list[str]]:
     groups : list of list of str
         Names of parameters; the first group is next to the input.
     """
+    if hasattr(module, "layer_groups"):
+        return module.layer_groups()
     if hasattr(module, "group_matcher"):
         from timm.models import group_parameters
 

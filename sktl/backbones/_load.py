@@ -13,6 +13,7 @@ from torch import nn
 
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
+from sktl.backbones._text_load import PREFIX, load_text_backbone, source_identity
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
 
@@ -38,6 +39,7 @@ class _SharedBackbones:
 _shared = _SharedBackbones(capacity=4)
 
 _DATA_CONFIG_KEYS = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
+_TEXT_CONFIG_KEYS = {"max_length"}
 
 
 def load_backbone(
@@ -51,13 +53,13 @@ def load_backbone(
     Parameters
     ----------
     backbone : str or nn.Module
-        ``"sktl/tiny"``, a timm model name, ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network.
-        A network is copied, never changed.
+        ``"sktl/tiny"``, a timm model name, ``"hf-hub:org/name"``, ``"local-dir:/path"``, a text encoder as
+        ``"text:org/name"`` or ``"text:/path"``, or a network. A network is copied, never changed.
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from; None is a random start. A network given as such keeps its own.
     data_config : dict, default=None
         Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``,
-        ``crop_pct``, ``crop_mode``).
+        ``crop_pct``, ``crop_mode``), or the ``max_length`` of a text backbone.
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None keeps the backbone's own.
 
@@ -82,12 +84,14 @@ def load_backbone(
     3
     """
     overrides = dict(data_config or {})
-    unknown = sorted(set(overrides) - _DATA_CONFIG_KEYS)
+    kind = input_kind(backbone)
+    known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
+    unknown = sorted(set(overrides) - known)
     if unknown:
-        raise BackboneError(
-            f"The 'data_config' parameter must not hold {unknown[0]!r}; it may hold {sorted(_DATA_CONFIG_KEYS)}."
-        )
+        raise BackboneError(f"The 'data_config' parameter must not hold {unknown[0]!r}; it may hold {sorted(known)}.")
     if image_size is not None:
+        if kind == "texts":
+            raise BackboneError(f"The 'image_size' parameter must be None for backbone={backbone!r}: it takes texts.")
         overrides["input_size"] = (3, *_pair(image_size))
     if isinstance(backbone, nn.Module):
         if not (isinstance(weights, str) and weights == "pretrained"):
@@ -95,8 +99,30 @@ def load_backbone(
         return _from_module(backbone, overrides)
     if isinstance(weights, Mapping):
         return _from_name(backbone, weights, overrides)
-    key = (backbone, _weights_identity(weights), repr(sorted(plain_data_config(overrides).items())))
+    identity = source_identity(backbone) if kind == "texts" else None
+    key = (backbone, identity, _weights_identity(weights), repr(sorted(plain_data_config(overrides).items())))
     return _shared.get(key, lambda: _from_name(backbone, weights, overrides))
+
+
+def input_kind(backbone: str | nn.Module) -> str:
+    """Say what a backbone embeds, before it is loaded.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module
+        As for :func:`load_backbone`.
+
+    Returns
+    -------
+    kind : {"images", "texts"}
+
+    Examples
+    --------
+    >>> from sktl.backbones import input_kind
+    >>> input_kind("sktl/tiny"), input_kind("text:org/name")
+    ('images', 'texts')
+    """
+    return "texts" if isinstance(backbone, str) and backbone.startswith(PREFIX) else "images"
 
 
 def list_backbones(filter: str = "", *, pretrained: bool = True) -> list[str]:
@@ -143,6 +169,8 @@ def _weights_identity(weights: str | os.PathLike | None) -> object:
 
 
 def _from_name(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbone:
+    if name.startswith(PREFIX):
+        return load_text_backbone(name, weights, overrides)
     if name in BUNDLED:
         return _from_bundled(name, weights, overrides)
     _check_name(name)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sktl.backbones._text import TextEncoder, check_text_view, pool_tokens
+from sktl.backbones._tokens import PADDING, takes_texts
 from sktl.exceptions import BackboneError
 
 POOLINGS = ("auto", "avg", "max", "avgmax", "cls", "none")
@@ -23,16 +25,17 @@ Layers = int | str | Sequence[int | str] | None
 
 @dataclass(frozen=True)
 class FeatureView:
-    """What the embedding engine runs: images in, one vector per image out.
+    """What the embedding engine runs: images or texts in, one vector for each out.
 
     Attributes
     ----------
     module : nn.Module
-        Maps normalised float32 images of shape (n, 3, height, width) to embeddings of shape (n, ``width``).
+        Maps normalised float32 images of shape (n, 3, height, width), or int32 tokens of shape (n, length), to
+        embeddings of shape (n, ``width``).
     key : str
         Names exactly what is computed; equal keys mean equal embeddings.
     data_config : dict
-        timm's data config: how pixels become the module's input.
+        How the module's input is made, from pixels or texts.
     width : int
         Number of values per embedding.
     """
@@ -58,14 +61,14 @@ def make_view(
     Parameters
     ----------
     module : nn.Module
-        Maps images to the backbone's own pooled embedding; left as it is.
+        Maps images or tokens to the backbone's own pooled embedding; left as it is.
     fingerprint : str
         Names the module and its state.
     data_config : dict
-        timm's data config.
+        The backbone's.
     layer : int, str, sequence of them or None, default=None
-        A stage (an index into timm's ``feature_info``, negative ones count from the last), the name of a submodule, or
-        several, concatenated; None is the backbone's own embedding.
+        A stage (an index into timm's ``feature_info`` or a text encoder's layers, negative ones count from the last),
+        the name of a submodule, or several, concatenated; None is the backbone's own embedding.
     pooling : {"auto", "avg", "max", "avgmax", "cls", "none"}, default="auto"
         How maps and tokens become one vector. "auto" is the backbone's own way; "avgmax" is the mean of "avg" and
         "max"; "cls" takes the class token; "none" flattens.
@@ -83,10 +86,14 @@ def make_view(
     BackboneError
         If there is no such layer, or its output cannot be pooled that way.
     """
+    if takes_texts(data_config):
+        check_text_view(pooling, tta)
     layer = None if layer is None else _as_list(layer)
     if layer is not None:
         network = module.network if isinstance(module, PooledModule) else module
         module = LayerFeatures(network, [_layer_name(network, each) for each in layer], pooling)
+    elif pooling != "auto" and isinstance(module, TextEncoder):
+        module = TextEncoder(module.encoder, module.pad_token, [pooling])
     elif pooling != "auto":
         module = PooledFeatures(module, pooling)
     if tta == "hflip":
@@ -95,12 +102,19 @@ def make_view(
         module = Normalized(module)
     module = module.eval().requires_grad_(False)
     if layer is not None:
-        _end_early(module, data_config["input_size"])
+        _end_early(module, data_config)
     choice = [layer, pooling, normalize, tta]
     key = fingerprint
     if choice != [None, "auto", False, None]:
         key = hashlib.sha256(f"{fingerprint}:{json.dumps(choice)}".encode()).hexdigest()
-    return FeatureView(module, key, data_config, _width(module, data_config["input_size"]))
+    return FeatureView(module, key, data_config, _width(module, data_config))
+
+
+def example_input(data_config: dict[str, Any]) -> torch.Tensor:
+    """Return the input of one row, of no meaning."""
+    if takes_texts(data_config):
+        return torch.zeros((1, 8), dtype=torch.int32)
+    return torch.zeros(1, *data_config["input_size"])
 
 
 class PooledModule(nn.Module):
@@ -135,27 +149,32 @@ class LayerFeatures(nn.Module):
         for keeper in self._keepers:
             self.network.get_submodule(keeper.name).register_forward_hook(keeper)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         seen = self._seen[threading.get_ident()] = []
         try:
             with suppress(_Enough):
-                self.network(images)
+                self.network(inputs)
         finally:
             del self._seen[threading.get_ident()]
         outputs = dict(seen)  # of a layer that is used several times, what it gave last
-        return torch.cat([self._pooled(name, outputs.get(name)) for name in self.names], dim=1)
+        return torch.cat([self._pooled(name, outputs.get(name), inputs) for name in self.names], dim=1)
 
-    def stop_after_last(self, images: torch.Tensor) -> None:
+    def stop_after_last(self, inputs: torch.Tensor) -> None:
         """Learn from one pass how often the layers give something, to end later passes there."""
         seen = self._seen[threading.get_ident()] = []
-        self.network(images)
+        self.network(inputs)
         del self._seen[threading.get_ident()]
         for keeper in self._keepers:
             keeper.n_outputs = len(seen)
 
-    def _pooled(self, name: str, output: torch.Tensor | None) -> torch.Tensor:
+    def _pooled(self, name: str, output: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
         if not isinstance(output, torch.Tensor):
-            raise BackboneError(f"The layer {name!r} gives no tensor for an image, so that it cannot be a feature.")
+            raise BackboneError(f"The layer {name!r} gives no tensor for a row, so that it cannot be a feature.")
+        if isinstance(self.network, TextEncoder):
+            if output.shape[:2] != inputs.shape:
+                raise BackboneError(f"The layer {name!r} gives no vector per token, so that it cannot be pooled.")
+            own = self.network.pooling if self.pooling == "auto" else [self.pooling]
+            return pool_tokens(output, inputs != PADDING, own)
         return pool(output, self.pooling, self.network, self.network.get_submodule(name))
 
 
@@ -174,6 +193,8 @@ class _Keep:
     def __call__(self, module, inputs, output):
         seen = self.seen[threading.get_ident()]
         # Copied, because activations and sums in place write into what the layer before them gave.
+        if isinstance(output, tuple):  # of some encoders' layers: first the tokens, then what they looked at
+            output = output[0]
         seen.append((self.name, output.clone() if isinstance(output, torch.Tensor) else output))
         # Compilers cannot follow the way out, and drop by themselves what is not used.
         if len(seen) == self.n_outputs and not torch.compiler.is_compiling():
@@ -290,19 +311,22 @@ def _layer_name(module: nn.Module, layer: int | str) -> str:
                 f"The backbone has no layer {layer!r}. Some that it has: {', '.join(map(repr, matches))}."
             )
         return layer
-    stages = [stage["module"] for stage in getattr(module, "feature_info", [])]
+    if isinstance(module, TextEncoder):
+        stages = module.layers
+    else:
+        stages = [stage["module"] for stage in getattr(module, "feature_info", [])]
     if not -len(stages) <= layer < len(stages):
         known = f"has {len(stages)} stages" if stages else "does not know its stages; name a submodule"
         raise BackboneError(f"The 'layer' parameter is {layer}, and the backbone {known}.")
     return stages[layer]
 
 
-def _end_early(module: nn.Module, input_size: list[int]) -> None:
+def _end_early(module: nn.Module, data_config: dict[str, Any]) -> None:
     features = next(each for each in module.modules() if isinstance(each, LayerFeatures))
     with torch.inference_mode():
-        features.stop_after_last(torch.zeros(1, *input_size))
+        features.stop_after_last(example_input(data_config))
 
 
-def _width(module: nn.Module, input_size: list[int]) -> int:
+def _width(module: nn.Module, data_config: dict[str, Any]) -> int:
     with torch.inference_mode():
-        return module(torch.zeros(1, *input_size)).shape[1]
+        return module(example_input(data_config)).shape[1]

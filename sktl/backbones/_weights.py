@@ -102,7 +102,7 @@ def not_found_message(architecture: str, error: Exception) -> str:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"The pretrained weights of backbone={architecture!r} ({_wanted_file(architecture)}) are not in the cache "
-        f"folder {_cache_folder()!r} and could not be fetched: {type(error).__name__}: {first_line} "
+        f"folder {hub_cache_folder()!r} and could not be fetched: {type(error).__name__}: {first_line} "
         "Without a network, either give a local file with weights='/path/to/model.safetensors', "
         "or use the backbone that ships with sktl, backbone='sktl/tiny'."
     )
@@ -122,7 +122,8 @@ def _wanted_file(architecture: str) -> str:
     return cfg.url or "no weights are published for it"
 
 
-def _cache_folder() -> str:
+def hub_cache_folder() -> str:
+    """Return the folder in which the hub's files are kept."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE

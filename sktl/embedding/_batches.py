@@ -141,4 +141,4 @@ def chunks(sequence, size):
 
 
 def _torch_dtype(array):
-    return torch.uint8 if array.dtype == np.uint8 else torch.float32
+    return {np.uint8: torch.uint8, np.int32: torch.int32}.get(array.dtype.type, torch.float32)

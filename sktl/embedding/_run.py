@@ -6,7 +6,8 @@ batch, and the thread that fills the last slot runs the network on it. On a CPU 
 with one thread, so that cores never wait for each other, and decoding takes exactly the cores that computing leaves.
 
 A batch always has the same shape, filled up with zeros: neither the neighbours of a row nor their number can then
-change a bit of its embedding.
+change a bit of its embedding. Texts, which are padded to one of a few lengths, form batches with texts of their own
+length, and each length has a shape of its own.
 """
 
 import threading
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sktl.backbones import takes_texts
 from sktl.embedding._batches import Batch, BufferPool, Item, chunks
 from sktl.embedding._threads import limit_openmp
 from sktl.embedding.runtime import get_runner, is_out_of_memory
@@ -86,12 +88,12 @@ class Run:
         self.rows, self.view, self.plan, self.stores = rows, view, plan, stores
         self.skip_bad, self.stats, self.progress = skip_bad, stats, progress
         self.out = np.full((len(rows), view.width), np.nan, dtype=np.float32)
-        self.preprocess = ImagePreprocessor(view.data_config)
+        self.preprocess = None if takes_texts(view.data_config) else ImagePreprocessor(view.data_config)
         self.shelf = None
         self.bad = {}  # index -> reason
         self.first_of = {}  # digest -> index of the first row that has it
         self.copies = []  # (index, index of the first row with the same content)
-        self.pending = []
+        self.pending = {}  # length of a row's input, None for images -> items that wait for a full batch
         self.left_to_others = {}  # digest -> index of a row that another process computes
         self.in_flight = {}
         self.stop = threading.Event()
@@ -99,9 +101,10 @@ class Run:
         self.lanes = threading.Semaphore(plan.lanes)
         self.group = max(1, min(_GROUP, -(-plan.batch_size // plan.n_threads)))
         self.look_ahead = plan.lanes + 1 + -(-2 * plan.n_threads * self.group // plan.batch_size)
-        self.buffers = BufferPool(plan.batch_size, pin=plan.device.type == "cuda")
-        mean, std = self.preprocess.config["mean"], self.preprocess.config["std"]
-        self.runner = get_runner(view, plan.device, plan.dtype, plan.runtime, mean, std, plan.share)
+        self.buffers = {}  # rows per pass -> BufferPool
+        config = {} if self.preprocess is None else self.preprocess.config
+        scaling = config.get("mean"), config.get("std")
+        self.runner = get_runner(view, plan.device, plan.dtype, plan.runtime, *scaling, plan.share)
 
     # The calling thread ---------------------------------------------------------------------------------------------
 
@@ -188,22 +191,26 @@ class Run:
 
     def _schedule(self, items):
         """Compute rows, as soon as they fill a batch."""
-        self.pending.extend(items)
-        while len(self.pending) >= self.plan.batch_size:
-            self._dispatch()
+        for item in items:
+            length = getattr(item.row, "length", None)
+            waiting = self.pending.setdefault(length, [])
+            waiting.append(item)
+            if len(waiting) == self.plan.rows_per_pass(length):
+                self._dispatch(length)
 
     def _flush(self):
         """Compute what is left, and wait for all."""
-        if self.pending:
-            self._dispatch()
+        for length in list(self.pending):
+            self._dispatch(length)
         self._harvest(down_to=0)
 
-    def _dispatch(self):
-        """Hand the next batch to the threads, once there is room for it."""
+    def _dispatch(self, length):
+        """Hand the rows of one length to the threads as a batch, once there is room for it."""
         self._harvest(down_to=self.look_ahead - 1)
-        size = self.plan.batch_size
-        batch = Batch(self.pending[:size], self.group, self.buffers)
-        self.pending = self.pending[size:]
+        capacity = self.plan.rows_per_pass(length)
+        if capacity not in self.buffers:
+            self.buffers[capacity] = BufferPool(capacity, pin=self.plan.device.type == "cuda")
+        batch = Batch(self.pending.pop(length), self.group, self.buffers[capacity])
         self.in_flight[batch.done] = batch
         for slots in batch.groups:
             self.pool.submit(self._decode, batch, slots)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from sktl.backbones import takes_texts
 from sktl.embedding._run import EmbeddingStats, Run
 from sktl.embedding._threads import CpuShare, cpu_share
 from sktl.embedding.policy import resolve_device, resolve_dtype
@@ -20,6 +21,8 @@ EMBEDDING_VERSION = 1
 _CPU_BATCH, _CPU_BATCH_OF_SMALL = 8, 16
 _SMALL_PARAMETERS = 5_000_000
 _GPU_BATCH = 256
+# Tokens per pass, whatever the length of the texts: passes then cost about the same, and a lone text little.
+_CPU_TOKENS, _GPU_TOKENS = 512, 32_768
 
 
 class Plan(NamedTuple):
@@ -32,11 +35,29 @@ class Plan(NamedTuple):
     n_threads: int
     share: CpuShare
     insists: bool  # on a precision or runtime of the user's own: then a replacement is worth a warning
+    tokens_per_pass: int | None = None  # for texts, unless the user gave a batch size
 
     @property
     def lanes(self):
         """Forward passes that run side by side; a GPU works on one at a time anyway."""
         return self.share.lanes if self.device.type == "cpu" else 1
+
+    def rows_per_pass(self, length):
+        """Say how many rows make a batch.
+
+        Parameters
+        ----------
+        length : int or None
+            Tokens of each row; None for images.
+
+        Returns
+        -------
+        n_rows : int
+            The same for all batches of rows of that length.
+        """
+        if length is None or self.tokens_per_pass is None:
+            return self.batch_size
+        return max(1, self.tokens_per_pass // length)
 
     def namespace(self, view, input_config):
         """Say how rows are computed: the part of a stored row's key that is the same for all rows of a call.
@@ -74,8 +95,14 @@ def make_plan(view, *, device="auto", dtype="auto", batch_size="auto", n_threads
     """
     device = resolve_device(device)
     share = cpu_share()
+    tokens_per_pass = None
     if isinstance(batch_size, str) and batch_size == "auto":
         batch_size = _rows_per_pass(view, device)
+        if takes_texts(view.data_config):
+            tokens_per_pass = _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
+    insists = not (isinstance(dtype, str) and dtype == "auto" and runtime == "auto")
+    if takes_texts(view.data_config) and runtime == "auto":
+        runtime = "torch"  # others prepare a program for every length of texts, which takes longer than it saves
     return Plan(
         device=device,
         dtype=resolve_dtype(dtype, device),
@@ -83,7 +110,8 @@ def make_plan(view, *, device="auto", dtype="auto", batch_size="auto", n_threads
         batch_size=_positive("batch_size", batch_size),
         n_threads=_positive("n_threads", share.cores if n_threads is None else n_threads),
         share=share,
-        insists=not (isinstance(dtype, str) and dtype == "auto" and runtime == "auto"),
+        insists=insists,
+        tokens_per_pass=tokens_per_pass,
     )
 
 
@@ -106,7 +134,8 @@ def embed(
     ----------
     rows : Rows
         A sequence with ``label(i)``, whose items have a ``digest`` and either ``pixels()`` (uint8 RGB, preprocessed
-        here as the backbone asks) or ``model_input()`` (float32, already normalised).
+        here as the backbone asks) or ``model_input()`` (float32, already normalised; or int32 tokens, as many as the
+        item's ``length``).
 
     view : FeatureView
         The network as ``module`` with ``data_config``, ``width`` and ``key``. It is never changed.

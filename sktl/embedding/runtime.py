@@ -11,14 +11,20 @@ import torch
 from torch import nn
 
 from sktl._deps import import_extra
+from sktl.backbones import PADDING
 from sktl.embedding import _fusion
 
 RUNTIMES = ("torch", "compile", "openvino")
 # Prepared networks kept for the next call, and shapes of input of each; every one holds weights of its own.
 _MAX_RUNNERS = 4
 _MAX_PROGRAMS = 4
-_CHECK_ROWS = 2
+_CHECK_ROWS, _CHECK_TOKENS = 2, 128
 _MIN_COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.999, torch.float16: 0.999}
+
+
+def _whole(network, mean, std):
+    """Everything from a batch to embeddings as one module; a network of texts is that already."""
+    return network if mean is None else PixelsToEmbedding(network, mean, std)
 
 
 class PixelsToEmbedding(nn.Module):
@@ -65,8 +71,8 @@ class Runner:
     runtime : {"torch", "compile", "openvino"}
         What to run it with.
 
-    mean, std : sequence of 3 float
-        Of the channels, for pixels in [0, 1].
+    mean, std : sequence of 3 float, or None
+        Of the channels, for pixels in [0, 1]; None for a network of texts.
 
     share : CpuShare
         How the cores are divided, if the device is a CPU.
@@ -94,7 +100,7 @@ class Runner:
         Parameters
         ----------
         batch : Tensor
-            On the CPU: uint8 (n, height, width, 3), or float32 (n, 3, height, width).
+            On the CPU: uint8 (n, height, width, 3), float32 (n, 3, height, width), or int32 (n, length).
 
         exact : bool, default=False
             Whether to compute in float32, whatever the precision aimed at.
@@ -104,21 +110,22 @@ class Runner:
         embeddings : Tensor of shape (n, width), dtype float32
             On the device, perhaps not computed yet.
         """
-        key = (tuple(batch.shape), batch.dtype, exact)
+        # torch runs one copy of a network of texts on all their lengths.
+        is_for_all = batch.dtype == torch.int32 and self.runtime == "torch"
+        key = (None if is_for_all else tuple(batch.shape), batch.dtype, exact)
         program = self._programs.get(key)
         if program is None:
             with self._lock:
                 program = self._programs.get(key)
                 if program is None:
-                    program = self._make_program(key)
+                    program = self._make_program(tuple(batch.shape), batch.dtype, exact)
                     while len(self._programs) >= _MAX_PROGRAMS:
                         del self._programs[next(iter(self._programs))]
                     self._programs[key] = program
         return program(batch)
 
-    def _make_program(self, key):
+    def _make_program(self, shape, dtype, exact):
         """The first candidate that agrees with the module itself."""
-        shape, dtype, exact = key
         *candidates, last_resort = self._candidates(dtype, exact)
         if candidates:
             batch, reference = self._check_batch(shape, dtype)
@@ -164,14 +171,28 @@ class Runner:
     def _check_batch(self, shape, dtype):
         """A fixed batch of the shape, and what the untouched module gives for its first rows."""
         generator = torch.Generator().manual_seed(0)
+        if dtype == torch.int32:
+            return self._check_tokens(shape, generator)
         coarse = torch.rand((shape[0], *(-(-side // 8) for side in shape[1:])), generator=generator)
         for axis, side in enumerate(shape[1:], start=1):  # blotches with fine noise: nearer to pictures than noise is
             coarse = coarse.repeat_interleave(8, dim=axis).narrow(axis, 0, side)
         batch = 0.7 * coarse + 0.3 * torch.rand(shape, generator=generator)
         batch = (255 * batch).to(torch.uint8) if dtype == torch.uint8 else 4 * batch - 2
-        module = PixelsToEmbedding(self.view.module, self.mean, self.std)
+        return batch, self._reference(batch)
+
+    def _check_tokens(self, shape, generator):
+        """Random tokens, every other row half as long as the first, and not too few: errors grow with their number."""
+        config = self.view.data_config
+        n_tokens = max(shape[1], min(_CHECK_TOKENS, config["max_length"])) if self.runtime == "torch" else shape[1]
+        batch = torch.randint(config["vocabulary"], (shape[0], n_tokens), generator=generator, dtype=torch.int32)
+        batch[1::2, -(n_tokens // 2) :] = PADDING
+        return batch, self._reference(batch)
+
+    def _reference(self, batch):
+        """What the untouched module gives for the first rows of a batch."""
+        module = _whole(self.view.module, self.mean, self.std)
         with torch.inference_mode():
-            return batch, module(batch[:_CHECK_ROWS]).to(torch.float32)
+            return module(batch[:_CHECK_ROWS]).to(torch.float32)
 
 
 # Programs: callables from a batch on the CPU to embeddings on the device --------------------------------------------
@@ -201,8 +222,9 @@ class _Eager:
 
     def __init__(self, runner, network, dtype):
         self.network, self.device, self.dtype = network, runner.device, dtype
-        module = PixelsToEmbedding(nn.Identity(), runner.mean, runner.std).to(runner.device)
-        self.scale, self.shift = module.scale, module.shift
+        if runner.mean is not None:
+            module = PixelsToEmbedding(nn.Identity(), runner.mean, runner.std).to(runner.device)
+            self.scale, self.shift = module.scale, module.shift
         self._constants = {}
 
     def __call__(self, batch):
@@ -210,7 +232,7 @@ class _Eager:
             inputs = batch.to(self.device, non_blocking=True)
             if inputs.dtype == torch.uint8:
                 inputs = self._normalised(inputs).permute(0, 3, 1, 2)
-            else:
+            elif inputs.dtype != torch.int32:
                 inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
             return self.network(inputs).to(torch.float32)
 
@@ -236,7 +258,7 @@ class _Eager:
 def _openvino_program(runner, batch, dtype):
     """OpenVINO reads uint8 and normalises by itself, one stream of execution per lane."""
     openvino = import_extra("openvino", extra="openvino", caller='runtime="openvino"')
-    module = PixelsToEmbedding(_copied_network(runner), runner.mean, runner.std).eval()
+    module = _whole(_copied_network(runner), runner.mean, runner.std).eval()
     with torch.no_grad():
         exported = torch.export.export(module, (batch,), strict=False)
     config = {
@@ -316,7 +338,7 @@ class RunnerCache:
 
     def get(self, view, device, dtype, runtime, mean, std, share):
         """The runner of a view, new on the first call."""
-        key = (view.key, str(device), dtype, runtime, tuple(mean), tuple(std), share)
+        key = (view.key, str(device), dtype, runtime, repr((mean, std)), share)
         with self._lock:
             runner = self._runners.pop(key, None)
             if runner is None:

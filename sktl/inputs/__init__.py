@@ -1,4 +1,4 @@
-"""From what the user calls X to rows of pixels: containers, files, decoding, content hashes, preprocessing."""
+"""From what the user calls X to rows of pixels or texts: containers, files, decoding, content hashes, preprocessing."""
 
 from sktl.inputs._containers import holds_images
 from sktl.inputs._decode import MAX_PIXELS
@@ -6,6 +6,7 @@ from sktl.inputs._errors import RowError, raise_bad_rows
 from sktl.inputs._preprocess import ImagePreprocessor
 from sktl.inputs._rows import Row, Rows, open_rows
 from sktl.inputs._strips import StripRows
+from sktl.inputs._texts import TextRows, find_texts, open_texts, read_text, refuse_texts
 
 __all__ = [
     "MAX_PIXELS",
@@ -14,7 +15,12 @@ __all__ = [
     "RowError",
     "Rows",
     "StripRows",
+    "TextRows",
+    "find_texts",
     "holds_images",
     "open_rows",
+    "open_texts",
     "raise_bad_rows",
+    "read_text",
+    "refuse_texts",
 ]

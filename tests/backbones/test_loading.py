@@ -70,7 +70,7 @@ def test_unknown_name_gets_close_matches(name, match):
     assert match in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["no such thing at all", "", "https://example.org/model", "text:org/name", "a:b"])
+@pytest.mark.parametrize("name", ["no such thing at all", "", "https://example.org/model", "sound:org/name", "a:b"])
 def test_what_resembles_nothing_is_an_unknown_backbone(name):
     with pytest.raises(UnknownBackboneError) as caught:
         load_backbone(name)
