@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sktl import exceptions, strategies
     from sktl.backbones import list_backbones
+    from sktl.export import export_onnx
     from sktl.finetune import FineTuneClassifier
     from sktl.regression import FineTuneRegressor
     from sktl.transformer import PretrainedFeatureTransformer
@@ -24,6 +25,7 @@ __all__ = [
     "PretrainedFeatureTransformer",
     "__version__",
     "exceptions",
+    "export_onnx",
     "list_backbones",
     "strategies",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "FineTuneClassifier": "sktl.finetune",
     "FineTuneRegressor": "sktl.regression",
+    "export_onnx": "sktl.export",
     "PretrainedFeatureTransformer": "sktl.transformer",
     "list_backbones": "sktl.backbones",
 }

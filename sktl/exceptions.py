@@ -8,6 +8,7 @@ Every error is also a standard type, so that code which knows nothing of sktl ca
     │   ├── UnknownBackboneError            its name is not known
     │   └── WeightsNotFoundError            its weights are not on disk and cannot be fetched
     ├── StrategyError (ValueError)          a strategy is unknown, or does not fit backbone or data
+    ├── ExportError (ValueError)            an estimator cannot be written in another form, or the file is none of ours
     └── MissingExtraError (ImportError)     an optional package is not installed
 
     SktlWarning (UserWarning)
@@ -75,6 +76,10 @@ class WeightsNotFoundError(BackboneError):
 
 class StrategyError(SktlError, ValueError):
     """A strategy is unknown, or does not fit the backbone or the data."""
+
+
+class ExportError(SktlError, ValueError):
+    """An estimator cannot be written as an ONNX graph, or a file is no graph that sktl wrote."""
 
 
 class MissingExtraError(SktlError, ImportError):

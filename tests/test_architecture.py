@@ -24,6 +24,8 @@ ROOMS = [
     {"_base", "_fit_tasks"},
     {"_finetuning"},
     {"transformer", "finetune", "regression"},
+    {"_deployment"},
+    {"export"},
     {"selection"},
     {"plots", "distributed", "serving", "testing", "cli", "__main__"},  # leaves
 ]
@@ -49,8 +51,14 @@ IMPORTERS = {
     "matplotlib": {"plots"},
     "ray": {"distributed"},
     "dask": {"distributed"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "skl2onnx": {"export"},
     "fastapi": {"serving"},
+    "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "python_multipart": {"serving"},
+    "prometheus_client": {"serving"},
     "pandas": set(),
     "polars": set(),
 }
@@ -146,6 +154,7 @@ def test_public_names():
         "PretrainedFeatureTransformer",
         "__version__",
         "exceptions",
+        "export_onnx",
         "list_backbones",
         "strategies",
     ]

@@ -19,6 +19,9 @@ HEAVY = [
     "fastapi",
     "onnx",
     "onnxruntime",
+    "skl2onnx",
+    "uvicorn",
+    "prometheus_client",
 ]
 
 

@@ -49,6 +49,14 @@ examples:
 """
 
 
+_EXPORT_TEXT = """\
+Write a model that `sktl compare` saved as an ONNX graph, which onnxruntime and others run without Python.
+
+The graph takes 8-bit RGB pixels, resized to the network's input size, and gives label and probabilities; how to resize
+is in the file's metadata. `sktl predict FILE.onnx ...` does it all. Needs the extra: pip install "sktl[onnx]"
+"""
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keep line breaks, and leave room for the names of options."""
 
@@ -74,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_compare(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_backbones(commands)
     return parser
 
@@ -149,10 +158,31 @@ def _add_predict(commands) -> None:
         description=_PREDICT_TEXT,
         epilog=_PREDICT_EXAMPLES,
     )
-    command.add_argument("model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote")
+    command.add_argument(
+        "model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote, or the .onnx file of `sktl export`"
+    )
     command.add_argument("images", nargs="+", metavar="FILE|DIR", help="image files, or folders of them")
     command.add_argument("--proba", action="store_true", help="print the probability of every class")
+    command.add_argument(
+        "--runtime",
+        choices=("auto", "onnx"),
+        default="auto",
+        help="onnx: let onnxruntime do it (%(default)s: for .onnx files)",
+    )
     command.add_argument("--csv", action="store_true", help="print comma-separated values with a header")
+
+
+def _add_export(commands) -> None:
+    command = _add_command(
+        commands,
+        "export",
+        _run_export,
+        help="write a saved model as an ONNX graph",
+        description=_EXPORT_TEXT,
+        epilog="example:\n  sktl export sktl-compare/birds/model.joblib birds.onnx\n",
+    )
+    command.add_argument("model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote")
+    command.add_argument("output", metavar="FILE.onnx", help="the file to write")
 
 
 def _add_backbones(commands) -> None:
@@ -178,6 +208,12 @@ def _run_predict(arguments) -> int:
     from sktl.cli._predict import run_predict
 
     return run_predict(arguments)
+
+
+def _run_export(arguments) -> int:
+    from sktl.cli._export import run_export
+
+    return run_export(arguments)
 
 
 def _run_backbones(arguments) -> int:

@@ -4,12 +4,11 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import joblib
 import numpy as np
 
 from sktl.cli._folder import find_images
+from sktl.cli._model import load_model
 from sktl.exceptions import InputError
 
 
@@ -48,7 +47,7 @@ def run_predict(arguments) -> int:
     code : int
         1 if some of the images cannot be used, else 0.
     """
-    model = _load_model(Path(arguments.model))
+    model = load_model(Path(arguments.model), runtime=arguments.runtime)
     paths, bad = _expand(arguments.images)
     usable, unreadable = _predict(model, paths)
     bad += unreadable
@@ -57,20 +56,6 @@ def run_predict(arguments) -> int:
     if usable is not None:
         (_print_csv if arguments.csv else _print_lines)(usable, arguments.proba)
     return 1 if bad else 0
-
-
-def _load_model(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.joblib.")
-    try:
-        model = joblib.load(path)
-    except Exception as error:  # a file that is no pickle, or one of another version, can raise anything
-        raise InputError(
-            f"The file {str(path)!r} is no model that can be read here: {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(model, "predict"):
-        raise InputError(f"The file {str(path)!r} holds no classifier, but an object of type {type(model).__name__!r}.")
-    return model
 
 
 def _expand(names: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -1,0 +1,92 @@
+"""A fitted model as two parts: images to embeddings by a network, embeddings to an answer by something small."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from sktl._base import ImageEstimator
+from sktl._finetuning import FineTuner
+from sktl.backbones import FeatureView
+from sktl.transformer import PretrainedFeatureTransformer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a fitted model does with images.
+
+    Attributes
+    ----------
+    reader : ImageEstimator
+        The part that reads images; says where and how its network runs.
+    view : FeatureView
+        Its network: images to embeddings.
+    rest : estimator or None
+        What takes the embeddings: the reader itself where it goes on with a head, the remaining steps of a pipeline, or
+        None where the embeddings are the result.
+    kind : {"classifier", "regressor", "transformer"}
+        What the model is as a whole.
+    """
+
+    reader: ImageEstimator
+    view: FeatureView
+    rest: BaseEstimator | None
+    kind: str
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the embeddings go on to the reader's own head."""
+        return self.rest is self.reader
+
+
+def take_apart(model: Any) -> Parts | None:
+    """Find the network of a fitted model, and what comes after it.
+
+    Parameters
+    ----------
+    model : estimator
+        One of sktl's, a pipeline that begins with one, or a search around either.
+
+    Returns
+    -------
+    parts : Parts or None
+        None where it is nothing of the kind.
+
+    Raises
+    ------
+    NotFittedError
+        If the model is not fitted.
+    """
+    model = innermost(model)
+    steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
+    reader = innermost(steps[0])
+    if not isinstance(reader, FineTuner | PretrainedFeatureTransformer):
+        return None
+    check_is_fitted(reader)
+    if len(steps) > 1:
+        check_is_fitted(steps[-1])
+        return Parts(reader, _view_of(reader), Pipeline(model.steps[1:]), _kind_of(steps[-1]))
+    return Parts(reader, _view_of(reader), reader if isinstance(reader, FineTuner) else None, _kind_of(reader))
+
+
+def innermost(model: Any) -> Any:
+    """Return the best estimator of a search, and the step of a pipeline that has only one."""
+    while True:
+        if hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        elif isinstance(model, Pipeline) and len(model.steps) == 1:
+            model = model.steps[0][1]
+        else:
+            return model
+
+
+def _view_of(reader: ImageEstimator) -> FeatureView:
+    return reader._view if isinstance(reader, PretrainedFeatureTransformer) else reader.backbone_.view
+
+
+def _kind_of(estimator: Any) -> str:
+    if is_classifier(estimator):
+        return "classifier"
+    return "regressor" if is_regressor(estimator) else "transformer"

@@ -1,0 +1,59 @@
+"""Reading the model that a command is given."""
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from sktl.exceptions import InputError
+
+
+def load_model(path: Path, *, runtime: str = "auto") -> Any:
+    """Read a model from its file.
+
+    Parameters
+    ----------
+    path : Path
+        A pickle written by joblib, or an ONNX file that ``sktl export`` wrote.
+    runtime : {"auto", "onnx"}, default="auto"
+        "onnx" turns a pickled model into an ONNX graph in memory and lets onnxruntime run that; an ONNX file is run by
+        it in any case.
+
+    Returns
+    -------
+    model : estimator or OnnxModel
+        With ``predict``.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it holds no model.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.joblib.")
+    is_graph = path.suffix.lower() == ".onnx"
+    model = _open_graph(path) if is_graph else _unpickle(path)
+    if not hasattr(model, "predict"):
+        raise InputError(f"The file {str(path)!r} holds no classifier, but an object of type {type(model).__name__!r}.")
+    return _as_graph(model) if runtime == "onnx" and not is_graph else model
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return joblib.load(path)
+    except Exception as error:  # a file that is no pickle, or one of another version, can raise anything
+        raise InputError(
+            f"The file {str(path)!r} is no model that can be read here: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _open_graph(path: Path) -> Any:
+    from sktl.export import OnnxModel
+
+    return OnnxModel(path)
+
+
+def _as_graph(model: Any) -> Any:
+    from sktl.export import OnnxModel, to_onnx
+
+    return OnnxModel(to_onnx(model))
