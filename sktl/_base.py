@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from torch import nn
 
 from sktl.backbones import Backbone, FeatureView, input_kind, load_backbone
-from sktl.embedding import DiskStore, default_store, embed, open_store
+from sktl.embedding import DiskStore, EmbeddingStats, default_store, embed_with_stats, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
 
@@ -159,8 +159,14 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _embed(self, rows, view: FeatureView, *, stored: bool = True, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
+        return self._embed_with_stats(rows, view, stored=stored, **options)[0]
+
+    def _embed_with_stats(
+        self, rows, view: FeatureView, *, stored: bool = True, **options: Any
+    ) -> tuple[np.ndarray, EmbeddingStats]:
+        """Compute or find embeddings, and say what it took."""
         stores = self._stores() if stored else []
-        embeddings = embed(
+        embeddings, stats = embed_with_stats(
             rows,
             view,
             device=self.device,
@@ -171,7 +177,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         )
         if isinstance(rows, TextRows):
             rows.warn_of_truncation(view.data_config["max_length"])
-        return embeddings
+        return embeddings, stats
 
     def _stores(self) -> list:
         memory = [default_store(self.cache_bytes)] if self.cache_bytes else []

@@ -9,6 +9,7 @@ Every error is also a standard type, so that code which knows nothing of sktl ca
     │   └── WeightsNotFoundError            its weights are not on disk and cannot be fetched
     ├── StrategyError (ValueError)          a strategy is unknown, or does not fit backbone or data
     ├── ExportError (ValueError)            an estimator cannot be written in another form, or the file is none of ours
+    ├── ShardError (ValueError)             files of embeddings cannot be read, or not be added to
     └── MissingExtraError (ImportError)     an optional package is not installed
 
     SktlWarning (UserWarning)
@@ -80,6 +81,10 @@ class StrategyError(SktlError, ValueError):
 
 class ExportError(SktlError, ValueError):
     """An estimator cannot be written as an ONNX graph, or a file is no graph that sktl wrote."""
+
+
+class ShardError(SktlError, ValueError):
+    """A folder of embeddings holds a file that cannot be read, or rows of another kind than those to be added."""
 
 
 class MissingExtraError(SktlError, ImportError):

@@ -1,5 +1,7 @@
 """A frozen pretrained network as a scikit-learn transformer."""
 
+from collections.abc import Iterator
+from copy import copy
 from numbers import Integral
 from typing import ClassVar
 
@@ -7,13 +9,14 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils._set_output import _get_output_config
+from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl._fit_tasks import FitTasks
 from sktl.backbones import POOLINGS
-from sktl.embedding import resolve_device
+from sktl.embedding import EmbeddingStats, resolve_device
+from sktl.exceptions import InputError
 from sktl.inputs import MAX_PIXELS
 
 
@@ -214,14 +217,69 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         InputError
             If rows cannot be read and ``on_error="raise"``.
         """
+        embeddings, _ = self._transform_with_stats(X)
+        if self.output == "torch" and _get_output_config("transform", self)["dense"] == "default":
+            return torch.from_numpy(embeddings).to(resolve_device(self.device))
+        return embeddings
+
+    def _transform_with_stats(self, X) -> tuple[np.ndarray, EmbeddingStats]:
+        """Compute embeddings, and say what it took."""
         check_is_fitted(self)
         X = self._check_input(X, reset=False)
         rows = self._open_rows(X, self.backbone_)
         options = {"batch_size": self.batch_size, "runtime": self.runtime, "on_error": self.on_error}
-        embeddings = self._embed(rows, self._view, **options)
-        if self.output == "torch" and _get_output_config("transform", self)["dense"] == "default":
-            return torch.from_numpy(embeddings).to(resolve_device(self.device))
-        return embeddings
+        return self._embed_with_stats(rows, self._view, **options)
+
+    def transform_batches(self, batches) -> Iterator:
+        """Compute the embeddings of more rows than fit into memory.
+
+        Parameters
+        ----------
+        batches : iterable
+            Of what ``transform`` takes, some hundreds to thousands of rows each; read one at a time, when its turn
+            comes. One without rows is allowed.
+
+        Returns
+        -------
+        embeddings : generator
+            What ``transform`` returns for each batch, in their order.
+
+        Raises
+        ------
+        InputError
+            If rows cannot be read and ``on_error="raise"``; a note on it says in which batch.
+
+        Notes
+        -----
+        The store in memory is left aside: what passes only once would drive out what others will need. A folder
+        given as ``memory`` is used.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sktl import PretrainedFeatureTransformer
+        >>> def stream():
+        ...     for seed in range(3):
+        ...         yield np.random.default_rng(seed).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+        >>> transformer = PretrainedFeatureTransformer(image_size=32).fit(next(stream()))
+        >>> [embeddings.shape for embeddings in transformer.transform_batches(stream())]
+        [(20, 256), (20, 256), (20, 256)]
+        """
+        check_is_fitted(self)
+        return copy(self).set_params(cache_bytes=0)._each_transformed(batches)
+
+    def _each_transformed(self, batches) -> Iterator:
+        for number, batch in enumerate(batches):
+            try:
+                yield self.transform(batch) if _has_rows(batch) else self._transform_nothing(batch)
+            except InputError as error:
+                error.add_note(f"in batch {number} of those given to transform_batches")
+                raise
+
+    def _transform_nothing(self, batch):
+        """Return what ``transform`` would for a batch of no rows."""
+        nothing = np.empty((0, self._view.width), dtype=np.float32)
+        return _wrap_data_with_container("transform", nothing, batch, self)
 
     @property
     def _view(self):
@@ -229,3 +287,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         return self.backbone_.feature_view(
             layer=layer, pooling=self.pooling, normalize=bool(self.normalize), tta=self.tta
         )
+
+
+def _has_rows(X) -> bool:
+    return not hasattr(X, "__len__") or len(X) > 0

@@ -49,6 +49,8 @@ IMPORTERS = {
     "safetensors": {"backbones"},
     "skops": {"persistence"},
     "matplotlib": {"plots"},
+    "fsspec": {"embedding"},
+    "pyarrow": {"distributed"},
     "ray": {"distributed"},
     "dask": {"distributed"},
     "onnx": {"export"},

@@ -6,7 +6,7 @@ import operator
 import pytest
 
 import sktl
-from sktl import exceptions, strategies, testing
+from sktl import distributed, exceptions, strategies, testing
 
 numpydoc_validate = pytest.importorskip("numpydoc.validate", reason='needs numpydoc: pip install "sktl[docs]"')
 
@@ -22,7 +22,7 @@ IGNORED = {
 
 def public_objects():
     """Yield the dotted name of every public class, function and method that sktl itself defines."""
-    for home in (sktl, strategies, exceptions, testing):
+    for home in (sktl, strategies, distributed, exceptions, testing):
         for name in getattr(home, "__all__", [name for name in vars(home) if not name.startswith("_")]):
             thing = getattr(home, name)
             if not callable(thing) or not getattr(thing, "__module__", "").startswith("sktl"):

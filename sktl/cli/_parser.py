@@ -11,6 +11,7 @@ examples:
   sktl compare digits                     try every way of transfer on scikit-learn's handwritten digits
   sktl compare birds                      ... on your pictures: birds/heron/*.jpg, birds/stork/*.jpg, ...
   sktl predict sktl-compare/birds/model.joblib holiday/
+  sktl embed holiday/ --out holiday.parquet
   sktl backbones mobilenet
 """
 
@@ -56,6 +57,21 @@ The graph takes 8-bit RGB pixels, resized to the network's input size, and gives
 is in the file's metadata. `sktl predict FILE.onnx ...` does it all. Needs the extra: pip install "sktl[onnx]"
 """
 
+_EMBED_TEXT = """\
+Embed any number of images into a folder of Parquet files.
+
+The files are written one by one, each as a whole; a run that was stopped goes on where it stopped when it is started
+again, and pictures that came since are added. Columns: name, hash (of the content), error, embedding. A picture that
+cannot be read is reported and has a row without an embedding; the exit status is then 1.
+"""
+
+_EMBED_EXAMPLES = """\
+examples:
+  sktl embed holiday/ --out holiday.parquet
+  sktl embed shop.parquet --column photo --keep price,label --out embeddings.parquet
+  sktl embed holiday/ --out s3://bucket/holiday.parquet --backbone resnet50.a1_in1k
+"""
+
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keep line breaks, and leave room for the names of options."""
@@ -83,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_predict(commands)
     _add_export(commands)
+    _add_embed(commands)
     _add_backbones(commands)
     return parser
 
@@ -104,20 +121,21 @@ def _add_compare(commands) -> None:
         epilog=_COMPARE_EXAMPLES,
     )
     command.add_argument("data", metavar="digits|DIR", help="scikit-learn's handwritten digits, or a folder of images")
-    network = command.add_argument_group("the network")
-    network.add_argument("--backbone", default="sktl/tiny", metavar="NAME", help="see `sktl backbones` (%(default)s)")
-    network.add_argument(
+    _add_network(command.add_argument_group("the network"), size="the backbone's own; 32 for digits")
+    _add_experiment(command.add_argument_group("the comparison"))
+
+
+def _add_network(group, size: str) -> None:
+    group.add_argument("--backbone", default="sktl/tiny", metavar="NAME", help="see `sktl backbones` (%(default)s)")
+    group.add_argument(
         "--weights",
         default="pretrained",
         metavar="FILE",
         help="a .safetensors or .pth file with the backbone's weights (its published ones)",
     )
-    network.add_argument(
-        "--image-size", type=_at_least(8), metavar="N", help="side in pixels (the backbone's own; 32 for digits)"
-    )
-    network.add_argument("--device", default="auto", help="cpu, cuda, mps (%(default)s: the fastest there is)")
-    network.add_argument("--memory", metavar="DIR", help="folder in which embeddings are kept for the next run")
-    _add_experiment(command.add_argument_group("the comparison"))
+    group.add_argument("--image-size", type=_at_least(8), metavar="N", help=f"side in pixels ({size})")
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps (%(default)s: the fastest there is)")
+    group.add_argument("--memory", metavar="DIR", help="folder in which embeddings are kept for the next run")
 
 
 def _add_experiment(group) -> None:
@@ -185,6 +203,26 @@ def _add_export(commands) -> None:
     command.add_argument("output", metavar="FILE.onnx", help="the file to write")
 
 
+def _add_embed(commands) -> None:
+    command = _add_command(
+        commands,
+        "embed",
+        _run_embed,
+        help="embed any number of images into Parquet files",
+        description=_EMBED_TEXT,
+        epilog=_EMBED_EXAMPLES,
+    )
+    command.add_argument("source", metavar="DIR|FILE.parquet", help="a folder of images, or of Parquet files, or one")
+    command.add_argument("--out", required=True, metavar="DIR|URL", help="the folder of Parquet files to write")
+    table = command.add_argument_group("a source of Parquet files")
+    table.add_argument("--column", metavar="NAME", help="holds paths or the bytes of images (the only one that may)")
+    table.add_argument("--keep", type=_columns, default=(), metavar="A,B,...", help="columns to keep beside (none)")
+    command.add_argument(
+        "--rows-per-shard", type=_at_least(1), default=1024, metavar="N", help="rows per file (%(default)s)"
+    )
+    _add_network(command.add_argument_group("the network"), size="the backbone's own")
+
+
 def _add_backbones(commands) -> None:
     command = _add_command(
         commands,
@@ -214,6 +252,12 @@ def _run_export(arguments) -> int:
     from sktl.cli._export import run_export
 
     return run_export(arguments)
+
+
+def _run_embed(arguments) -> int:
+    from sktl.cli._embed import run_embed
+
+    return run_embed(arguments)
 
 
 def _run_backbones(arguments) -> int:
@@ -253,8 +297,12 @@ def _number_between(text: str, low: float, high: float, rule: str) -> float:
     return value
 
 
+def _columns(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = _columns(text)
     if not names:
         raise argparse.ArgumentTypeError(f"must name at least one of {','.join(STRATEGIES)}")
     return names

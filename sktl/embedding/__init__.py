@@ -2,6 +2,7 @@
 
 from sktl.embedding.disk import DiskStore, open_store
 from sktl.embedding.engine import EmbeddingStats, embed, embed_with_stats
+from sktl.embedding.objects import ObjectFolder
 from sktl.embedding.policy import resolve_device, resolve_dtype
 from sktl.embedding.runtime import clear_cache
 from sktl.embedding.store import MemoryStore, default_store
@@ -10,6 +11,7 @@ __all__ = [
     "DiskStore",
     "EmbeddingStats",
     "MemoryStore",
+    "ObjectFolder",
     "clear_cache",
     "default_store",
     "embed",

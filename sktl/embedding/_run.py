@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -54,6 +54,12 @@ class EmbeddingStats:
 
     halvings : int
         How often the batch was halved for lack of memory.
+
+    digests : list of bytes or None
+        What each row was computed from; None where it could not be read.
+
+    bad : list of BadRow
+        Rows that became NaN, and why.
     """
 
     rows: int = 0
@@ -61,6 +67,8 @@ class EmbeddingStats:
     from_stores: int = 0
     batches: int = 0
     halvings: int = 0
+    digests: list = field(default_factory=list, repr=False)
+    bad: list = field(default_factory=list, repr=False)
 
 
 class Run:
@@ -87,6 +95,7 @@ class Run:
     def __init__(self, rows, view, plan, *, stores, skip_bad, stats, progress):
         self.rows, self.view, self.plan, self.stores = rows, view, plan, stores
         self.skip_bad, self.stats, self.progress = skip_bad, stats, progress
+        stats.digests = [None] * len(rows)
         self.out = np.full((len(rows), view.width), np.nan, dtype=np.float32)
         self.preprocess = None if takes_texts(view.data_config) else ImagePreprocessor(view.data_config)
         self.shelf = None
@@ -145,6 +154,7 @@ class Run:
         """Rows whose content did not come before."""
         new = []
         for item in items:
+            self.stats.digests[item.index] = item.digest
             first = self.first_of.setdefault(item.digest, item.index)
             if first == item.index:
                 new.append(item)
@@ -234,9 +244,11 @@ class Run:
         if self.runner.complaint and self.plan.insists:
             warnings.warn(self.runner.complaint, PrecisionWarning, stacklevel=4)
             self.runner.complaint = None
+        self.stats.bad = [
+            BadRow(self.rows.position(i), self.rows.label(i), reason) for i, reason in sorted(self.bad.items())
+        ]
         if self._is_lost():
-            bad = [BadRow(self.rows.position(i), self.rows.label(i), reason) for i, reason in sorted(self.bad.items())]
-            raise_bad_rows(bad, len(self.rows))
+            raise_bad_rows(self.stats.bad, len(self.rows))
         return self.out
 
     def _is_lost(self):
