@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sktl.backbones import list_backbones
     from sktl.export import export_onnx
     from sktl.finetune import FineTuneClassifier
+    from sktl.persistence import inspect, load, save
     from sktl.regression import FineTuneRegressor
     from sktl.transformer import PretrainedFeatureTransformer
 
@@ -26,7 +27,10 @@ __all__ = [
     "__version__",
     "exceptions",
     "export_onnx",
+    "inspect",
     "list_backbones",
+    "load",
+    "save",
     "strategies",
 ]
 
@@ -35,7 +39,10 @@ _HOMES = {
     "FineTuneRegressor": "sktl.regression",
     "export_onnx": "sktl.export",
     "PretrainedFeatureTransformer": "sktl.transformer",
+    "inspect": "sktl.persistence",
     "list_backbones": "sktl.backbones",
+    "load": "sktl.persistence",
+    "save": "sktl.persistence",
 }
 
 

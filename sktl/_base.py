@@ -14,7 +14,16 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import nn
 
-from sktl.backbones import Backbone, FeatureView, input_kind, load_backbone
+from sktl.backbones import (
+    Backbone,
+    FeatureView,
+    input_kind,
+    load_backbone,
+    pack_module,
+    pack_tensors,
+    unpack_module,
+    unpack_tensors,
+)
 from sktl.embedding import DiskStore, EmbeddingStats, default_store, embed_with_stats, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
@@ -183,6 +192,25 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         memory = [default_store(self.cache_bytes)] if self.cache_bytes else []
         disk = open_store(self.memory)
         return memory if disk is None else [*memory, disk]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return settings and numbers, nothing that belongs to one machine or device."""
+        state = dict(super().__getstate__())
+        if isinstance(state.get("backbone"), nn.Module):
+            state["backbone"] = pack_module(state["backbone"])
+        if isinstance(state.get("weights"), Mapping):
+            state["weights"] = {"packed": pack_tensors(state["weights"])}
+        if "backbone_" in state:
+            state["memory"] = None  # a folder of this machine; all that is in it can be computed anew
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if isinstance(state.get("backbone"), dict):
+            state["backbone"] = unpack_module(state["backbone"])
+        if isinstance(state.get("weights"), dict):
+            state["weights"] = unpack_tensors(state["weights"]["packed"])
+        super().__setstate__(state)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -157,7 +157,10 @@ def test_public_names():
         "__version__",
         "exceptions",
         "export_onnx",
+        "inspect",
         "list_backbones",
+        "load",
+        "save",
         "strategies",
     ]
     assert set(sktl.__all__) <= set(dir(sktl))

@@ -16,7 +16,7 @@ from torch import nn
 
 from sktl._base import EmbeddingMixin
 from sktl._finetuning._holding_out import split_rows, wants_held_out
-from sktl._finetuning._parameters import TrainingParameters
+from sktl._finetuning._state import PlainState
 from sktl._fit_tasks import FitTasks
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
@@ -31,7 +31,6 @@ from sktl.training import (
     build_network,
     make_net,
     merge_duplicates,
-    restore_network,
     start_of_training,
     train,
     trained_backbone,
@@ -55,7 +54,7 @@ def as_before_on_failure(estimator: BaseEstimator) -> Iterator[None]:
         raise
 
 
-class FineTuner(EmbeddingMixin, TrainingParameters, ABC):
+class FineTuner(EmbeddingMixin, PlainState, ABC):
     """Train a head, and as much of the backbone as the strategy says.
 
     What is predicted, and by which loss, is the business of the subclasses: they define the methods that are abstract
@@ -281,26 +280,6 @@ class FineTuner(EmbeddingMixin, TrainingParameters, ABC):
         head = copy.deepcopy(self.net_.module_.head).double()
         with torch.inference_mode():
             return head(embeddings.double()).numpy()
-
-    def __copy__(self):
-        copied = type(self).__new__(type(self))
-        copied.__dict__.update(self.__dict__)  # by reference, and so without the way through __getstate__
-        return copied
-
-    def __getstate__(self):
-        state = dict(super().__getstate__())
-        if "net_" in state:
-            network = state.pop("net_").module_
-            state["_head"] = {name: value.numpy() for name, value in network.head.state_dict().items()}
-        return state
-
-    def __setstate__(self, state):
-        state = dict(state)
-        head = state.pop("_head", None)
-        super().__setstate__(state)
-        if head is not None:
-            network = restore_network(self.backbone_, self.strategy_, head)
-            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
 
 
 def _plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:

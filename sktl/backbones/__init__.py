@@ -1,9 +1,17 @@
 """From a name, a file or a network to a frozen backbone that emits embeddings."""
 
-from sktl.backbones._backbone import Backbone, build_from_recipe, reset_parameters, shareless_state
+from sktl.backbones._backbone import (
+    Backbone,
+    build_from_recipe,
+    pack_module,
+    reset_parameters,
+    shareless_state,
+    unpack_module,
+)
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import input_kind, list_backbones, load_backbone
+from sktl.backbones._stored import WeightsShelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
 from sktl.backbones._views import POOLINGS, FeatureView, make_view
 
@@ -12,6 +20,7 @@ __all__ = [
     "POOLINGS",
     "Backbone",
     "FeatureView",
+    "WeightsShelf",
     "build_from_recipe",
     "fingerprint",
     "input_kind",
@@ -19,7 +28,12 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "make_view",
+    "pack_module",
+    "pack_tensors",
     "reset_parameters",
     "shareless_state",
     "takes_texts",
+    "unpack_module",
+    "unpack_tensors",
+    "weights_on",
 ]

@@ -4,15 +4,25 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import RLock
 from typing import Any
+from weakref import WeakValueDictionary
 
-import safetensors.torch
+import numpy as np
 import torch
 from torch import nn
 
 from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
+from sktl.backbones._stored import (
+    current_shelf,
+    describe_module,
+    module_from_description,
+    off_device,
+    pack_tensors,
+    unpack_tensors,
+)
 from sktl.backbones._text import build_text_encoder
 from sktl.backbones._tokens import Tokenizer, takes_texts
 from sktl.backbones._views import FeatureView, PooledModule, example_input, make_view
@@ -22,6 +32,9 @@ from sktl.exceptions import BackboneError
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A pretrained network without its classifier, frozen and shared; copy it before training.
+
+    A pickle holds its weights in safetensors' format, on no device. It is loaded without building the network, which
+    happens at the first use; unpickled backbones of one fingerprint share one module.
 
     Attributes
     ----------
@@ -54,7 +67,9 @@ class Backbone:
         module = module.eval().requires_grad_(False)
         data_config = plain_data_config(data_config)
         module, width = _pooled(name, module, data_config)
-        return cls(name, module, recipe, data_config, width, fingerprint(module, data_config))
+        identity = fingerprint(module, data_config)
+        _built.setdefault(identity, module)
+        return cls(name, module, recipe, data_config, width, identity)
 
     @property
     def input_kind(self) -> str:
@@ -91,16 +106,45 @@ class Backbone:
         return self._views[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key not in ("module", "tokenizer", "_views")}
-        return {**state, "weights": safetensors.torch.save(shareless_state(self.module))}
+        kept = {"name", "recipe", "data_config", "width", "fingerprint"}
+        state = {key: value for key, value in self.__dict__.items() if key in kept}
+        if current_shelf() is not None:
+            state["recipe"] = _plain_recipe(self.recipe)
+        return {**state, "weights": self._packed_weights()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        weights = safetensors.torch.load(state.pop("weights"))
-        with private_torch_rng(0):
-            module = build_from_recipe(state["recipe"])
-        module.load_state_dict(weights)
-        self.__dict__.update(state, _views={}, module=module.eval().requires_grad_(False))
+        weights = state.pop("weights")
+        if current_shelf() is None:
+            self.__dict__.update(state, _views={}, _weights=weights)
+            return
+        state["recipe"] = _recipe_from_plain(state["recipe"])
+        module = _module_with_weights(state["recipe"], unpack_tensors(weights))
+        state["fingerprint"] = fingerprint(module, state["data_config"])  # what a file says of itself may be wrong
+        self.__dict__.update(state, _views={}, module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        """Build the module of an unpickled backbone when it is first asked for, or share one that is there already."""
+        if name != "module" or "_weights" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _building:
+            if "module" not in self.__dict__:
+                module = _built.get(self.fingerprint)
+                if module is None:
+                    module = _module_with_weights(self.recipe, unpack_tensors(self._weights))
+                    _built[self.fingerprint] = module
+                self.__dict__["module"] = module
+                del self.__dict__["_weights"]
+        return self.__dict__["module"]
+
+    def _packed_weights(self) -> np.ndarray | str:
+        if "_weights" in self.__dict__ and current_shelf() is None:
+            return self._weights
+        return pack_tensors(self.module.state_dict(), self.fingerprint)
+
+
+_building = RLock()
+_built: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # frozen modules by fingerprint, while in use
 
 
 def _pooled(name: str, module: nn.Module, data_config: dict[str, Any]) -> tuple[nn.Module, int]:
@@ -139,12 +183,28 @@ def plain_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
 
 def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return a module's state on the CPU, contiguous, and no memory shared between entries, as safetensors wants it."""
-    return {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    return off_device(module.state_dict())
+
+
+def pack_module(module: nn.Module) -> dict[str, Any]:
+    """Return a user's network as its structure and its packed weights, on no device."""
+    recipe = module_recipe(module)
+    if current_shelf() is not None:
+        recipe = _plain_recipe(recipe)
+    return {**recipe, "weights": pack_tensors(module.state_dict(), f"module {id(module)}")}
+
+
+def unpack_module(packed: dict[str, Any]) -> nn.Module:
+    """Return a packed network, on the CPU."""
+    recipe = packed if current_shelf() is None else _recipe_from_plain(packed)
+    module = build_from_recipe(recipe)
+    module.load_state_dict(unpack_tensors(packed["weights"]))
+    return module
 
 
 def module_recipe(module: nn.Module) -> dict[str, Any]:
     """Return the recipe of a network that only its own Python class can build: its structure, without weights."""
-    skeleton = copy.deepcopy(module)
+    skeleton = copy.deepcopy(module).cpu()
     _convert_state(skeleton, lambda tensor: tensor.to("meta"))
     return {"kind": "module", "skeleton": skeleton}
 
@@ -160,6 +220,67 @@ def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
     import timm
 
     return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+
+
+def _module_with_weights(recipe: dict[str, Any], weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Build a module and give it weights; no random numbers are drawn where the structure alone can be built."""
+    module = _structure_alone(recipe) if recipe["kind"] == "timm" else None
+    if module is None:
+        with private_torch_rng(0):
+            module = build_from_recipe(recipe)
+        module.load_state_dict(weights)
+    else:
+        module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _structure_alone(recipe: dict[str, Any]) -> nn.Module | None:
+    """Build a timm model without memory for its weights; None if it computes something from them while it is built."""
+    try:
+        with private_torch_rng(0), torch.device("meta"):
+            module = build_from_recipe(recipe)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return None  # the ordinary way says what is wrong, if anything is
+    state = module.state_dict().keys()
+    computed = [name for name, buffer in module.named_buffers() if name not in state and buffer.is_meta]
+    hidden = any(isinstance(value, torch.Tensor) for part in module.modules() for value in vars(part).values())
+    return None if computed or hidden else module
+
+
+def _plain_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "module", "structure": describe_module(recipe["skeleton"])} if "skeleton" in recipe else recipe
+
+
+# What timm.create_model takes beside the settings of an architecture; some of it makes it read other files.
+_NO_ARCHITECTURE = ("checkpoint_path", "cache_dir", "pretrained", "features_only", "scriptable", "exportable", "no_jit")
+
+
+# What timm.create_model takes beside the settings of an architecture; some of it makes it read other files.
+_NO_ARCHITECTURE = ("checkpoint_path", "cache_dir", "pretrained", "features_only", "scriptable", "exportable", "no_jit")
+# Settings of an encoder by which transformers may fetch and run code.
+_BRINGS_CODE = ("auto_map", "quantization_config", "_implementation", "trust_remote_code", "custom_pipelines", "kernel")
+_BUILT_IN = (None, "sdpa", "eager")
+
+
+def _recipe_from_plain(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe that a file holds, if it builds a network and does nothing else."""
+    from timm.models import is_model
+
+    if recipe["kind"] == "module":
+        return module_recipe(module_from_description(recipe["structure"]))
+    if recipe["kind"] == "text":
+        odd = [
+            name
+            for name, value in recipe["config"].items()
+            if any(part in name for part in _BRINGS_CODE) and value not in _BUILT_IN
+        ]
+    else:
+        odd = [name for name in recipe["kwargs"] if name.startswith(_NO_ARCHITECTURE)]
+        if recipe["kind"] != "timm" or not is_model(recipe["architecture"]):
+            odd.append("kind, architecture")
+    if odd:
+        raise BackboneError(f"The recipe of a backbone must build a network and do nothing else; it has {odd}.")
+    return recipe
 
 
 def reset_parameters(module: nn.Module) -> None:

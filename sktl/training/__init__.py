@@ -5,6 +5,7 @@ from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
+from sktl.training.plain import plain_callbacks, plain_history, put_history
 
 __all__ = [
     "EpochTasks",
@@ -18,6 +19,9 @@ __all__ = [
     "fit_ridge_head",
     "make_net",
     "merge_duplicates",
+    "plain_callbacks",
+    "plain_history",
+    "put_history",
     "restore_network",
     "start_of_training",
     "train",
