@@ -17,6 +17,7 @@ Every error is also a standard type, so that code which knows nothing of sktl ca
     │   ├── UntrustedTypeError              it names classes or functions that the caller did not trust
     │   ├── FormatVersionError              it was written by a newer sktl, in a form not known here
     │   └── WeightsMismatchError            the public weights that it refers to are not those found here
+    ├── CheckpointError (ValueError)        a checkpoint is of another fit, or damaged
     └── MissingExtraError (ImportError)     an optional package is not installed
 
     SktlWarning (UserWarning)
@@ -136,6 +137,10 @@ class FormatVersionError(PersistenceError):
 
 class WeightsMismatchError(PersistenceError):
     """The public weights that a model refers to are not the ones that are found under their name."""
+
+
+class CheckpointError(SktlError, ValueError):
+    """A checkpoint of training belongs to another fit, or cannot be read."""
 
 
 class MissingExtraError(SktlError, ImportError):

@@ -83,6 +83,13 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+    gradient_accumulation : int, default=1
+        Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
+        but for rounding. Where memory runs out, the number is doubled by itself.
+    checkpoint : path-like, default=None
+        A folder in which the state of training is kept after each epoch. A fit that was cut off, whatever by, goes on
+        from there when it is called again with the same data and parameters, and ends with the weights of a fit that
+        never stopped. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
         Run in the training loop after sktl's own.
     net_params : dict, default=None
@@ -168,6 +175,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         dtype="auto",
         memory=None,
         cache_bytes=512 * 2**20,
+        gradient_accumulation=1,
+        checkpoint=None,
         callbacks=None,
         net_params=None,
         verbose=0,
@@ -195,6 +204,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             dtype=dtype,
             memory=memory,
             cache_bytes=cache_bytes,
+            gradient_accumulation=gradient_accumulation,
+            checkpoint=checkpoint,
             callbacks=callbacks,
             net_params=net_params,
             verbose=verbose,

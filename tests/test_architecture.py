@@ -149,6 +149,18 @@ def own_length(function):
     return length
 
 
+def only_stores(function):
+    """A constructor as scikit-learn wants it has a line per parameter, and no more to read than a table."""
+    return function.name == "__init__" and all(
+        ast.unparse(line).startswith("super().__init__(")
+        or (
+            isinstance(line, ast.Assign)
+            and ast.unparse(line) == f"self.{ast.unparse(line.value)} = {ast.unparse(line.value)}"
+        )
+        for line in function.body
+    )
+
+
 def test_public_names():
     assert sorted(sktl.__all__) == [
         "FineTuneClassifier",
@@ -229,6 +241,8 @@ def test_files_are_short(name):
 def test_functions_are_short(name):
     functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     too_long = {
-        function.name: own_length(function) for function in functions if own_length(function) > MAX_FUNCTION_LINES
+        function.name: own_length(function)
+        for function in functions
+        if own_length(function) > MAX_FUNCTION_LINES and not only_stores(function)
     }
     assert not too_long

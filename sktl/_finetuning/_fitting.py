@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from torch import nn
 
 from sktl._base import EmbeddingMixin
+from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._state import PlainState
 from sktl._fit_tasks import FitTasks
@@ -135,9 +136,12 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
                 rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
                 self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]
             targets, validation = self._scale_targets(targets, validation)
-            self._fit_network(rows, targets, validation, backbone, seed, tasks)
+            checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
+            self._fit_network(rows, targets, validation, backbone, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
             tasks.finish()
+            if checkpoint is not None:
+                checkpoint.remove()
         return self
 
     def _check_training_rows(self, X, y, sample_weight, backbone):
@@ -178,7 +182,9 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
         kept, held_out = split_rows(len(targets), self.validation_fraction, self._strata(targets), seed)
         return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out)), held_out
 
-    def _fit_network(self, rows, targets: Targets, validation, backbone: Backbone, seed: int, tasks: FitTasks) -> None:
+    def _fit_network(
+        self, rows, targets: Targets, validation, backbone: Backbone, seed: int, tasks: FitTasks, checkpoint
+    ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, then the network."""
         network = build_network(backbone, self._n_outputs(), self.strategy_, seed)
         self.history_: list[dict[str, Any]] = []
@@ -193,7 +199,7 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
             self.net_ = self._make_net(network, resolve_device(self.device))
-            self._train(rows, targets, validation, backbone, seed, tasks)
+            self._train(rows, targets, validation, backbone, seed, tasks, checkpoint)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
@@ -229,13 +235,14 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
             "weight_decay": self.weight_decay,
             "max_epochs": self.max_epochs,
             "batch_size": self.batch_size,
+            "n_parts": self.gradient_accumulation,
             "device": device,
             "verbose": int(self.verbose),
             "callbacks": self.callbacks or (),
             "net_params": self.net_params,
         }
 
-    def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks) -> None:
+    def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks, checkpoint) -> None:
         preprocess = ImagePreprocessor(backbone.data_config)
         data = TrainingData(rows, targets, preprocess)
         valid = None if validation is None else TrainingData(*validation, preprocess)
@@ -249,7 +256,7 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
         extra.append(("tasks", EpochTasks(lambda: tasks.begin("epoch"), end)))
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
-        train(self.net_, data, valid, seed, extra)
+        train(self.net_, data, valid, seed, extra, checkpoint)
         self.history_ += [_plain_entry(epoch) for epoch in self.net_.history]
 
     def transform(self, X) -> np.ndarray:

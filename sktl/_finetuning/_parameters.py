@@ -1,5 +1,6 @@
 """The parameters of all estimators that train a network."""
 
+import os
 from numbers import Integral, Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -20,6 +21,8 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left")],
     "random_state": ["random_state"],
+    "gradient_accumulation": [Interval(Integral, 1, None, closed="left")],
+    "checkpoint": [str, os.PathLike, None],
     "callbacks": [list, None],
     "net_params": [dict, None],
 }
@@ -56,6 +59,8 @@ class TrainingParameters(ImageEstimator):
         dtype="auto",
         memory=None,
         cache_bytes=512 * 2**20,
+        gradient_accumulation=1,
+        checkpoint=None,
         callbacks=None,
         net_params=None,
         verbose=0,
@@ -82,6 +87,8 @@ class TrainingParameters(ImageEstimator):
         self.dtype = dtype
         self.memory = memory
         self.cache_bytes = cache_bytes
+        self.gradient_accumulation = gradient_accumulation
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
         self.net_params = net_params
         self.verbose = verbose

@@ -1,6 +1,7 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
 from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
+from sktl.training.checkpoint import Checkpoint, describe_fit
 from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
@@ -8,6 +9,7 @@ from sktl.training.network import Network, build_network, restore_network, start
 from sktl.training.plain import plain_callbacks, plain_history, put_history
 
 __all__ = [
+    "Checkpoint",
     "EpochTasks",
     "Network",
     "StopEarly",
@@ -15,6 +17,7 @@ __all__ = [
     "TrainingData",
     "ValidScore",
     "build_network",
+    "describe_fit",
     "fit_linear_head",
     "fit_ridge_head",
     "make_net",

@@ -3,8 +3,9 @@
 import copy
 import math
 from numbers import Real
+from typing import Any
 
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 
 
 def warmup_cosine(n_steps: int, warmup: float = 0.1, floor: float = 0.01):
@@ -32,6 +33,27 @@ def warmup_cosine(n_steps: int, warmup: float = 0.1, floor: float = 0.01):
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+class Schedule(LRScheduler):
+    """Set the learning rate before each step: a linear rise, then half a cosine down.
+
+    Parameters
+    ----------
+    lr_lambda : callable
+        Takes the number of the step, returns the factor.
+    """
+
+    def __init__(self, lr_lambda):
+        super().__init__("LambdaLR", lr_lambda=lr_lambda, step_every="batch", event_name="lr")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a fit that goes on later needs."""
+        return self.lr_scheduler_.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.lr_scheduler_.load_state_dict(state)
 
 
 class StrategyEpochs(Callback):
@@ -129,7 +151,7 @@ class StopEarly(Callback):
         self.best_loss_, self.best_epoch_, self.best_state_ = math.inf, 0, None
 
     def on_epoch_end(self, net, **kwargs):
-        loss, epoch = net.history[-1, "valid_loss"], net.history[-1, "epoch"]
+        loss, epoch = float(net.history[-1, "valid_loss"]), net.history[-1, "epoch"]
         if loss < self.best_loss_ - self.tol or self.best_state_ is None:
             self.best_loss_, self.best_epoch_ = loss, epoch
             self.best_state_ = copy.deepcopy(net.module_.state_dict())
@@ -140,6 +162,14 @@ class StopEarly(Callback):
         if self.best_state_ is not None:
             net.module_.load_state_dict(self.best_state_)
             self.best_state_ = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a fit that goes on later needs."""
+        return {"loss": self.best_loss_, "epoch": self.best_epoch_, "network": self.best_state_}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.best_loss_, self.best_epoch_, self.best_state_ = state["loss"], state["epoch"], state["network"]
 
 
 class EarlyStop(Exception):  # noqa: N818 -- a signal, not an error

@@ -1,6 +1,6 @@
 """The skorch net that trains a network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,6 @@ from skorch.callbacks import (
     EarlyStopping,
     EpochTimer,
     GradientNormClipping,
-    LRScheduler,
     PassthroughScoring,
     PrintLog,
 )
@@ -21,9 +20,11 @@ from torch import nn
 from sktl._random import private_torch_rng
 from sktl.strategies import Batch
 from sktl.training.activations import PrefixOnce
-from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs, warmup_cosine
+from sktl.training.callbacks import EarlyStop, FiniteLoss, Schedule, StrategyEpochs, warmup_cosine
+from sktl.training.checkpoint import Checkpoint
 from sktl.training.data import TrainingData, batches
 from sktl.training.network import Network
+from sktl.training.parts import Parts
 from sktl.training.prefix import FrozenPrefix
 
 
@@ -38,6 +39,8 @@ class TransferNet(NeuralNet):
         Gives parameter groups and penalty.
     weight_decay : float
         For matrices and kernels; biases and normalisation layers have none.
+    n_parts : int, default=1
+        Into how many parts a batch is split, to save memory.
     cache_prefix : bool, default=True
         Whether the frozen part of the network that comes before all that is trained runs once per image, and not once
         per image and epoch. The weights after training are the same, but for rounding.
@@ -48,10 +51,18 @@ class TransferNet(NeuralNet):
     prefix_: FrozenPrefix | None = None  # whose activations stand for images
 
     def __init__(
-        self, module: Network, *, strategy, weight_decay: float = 0.0, cache_prefix: bool = True, **kwargs: Any
+        self,
+        module: Network,
+        *,
+        strategy,
+        weight_decay: float = 0.0,
+        n_parts: int = 1,
+        cache_prefix: bool = True,
+        **kwargs: Any,
     ):
         self.strategy = strategy
         self.weight_decay = weight_decay
+        self.n_parts = n_parts
         self.cache_prefix = cache_prefix
         super().__init__(module, **kwargs)
 
@@ -76,6 +87,35 @@ class TransferNet(NeuralNet):
         if self.prefix_ is None:
             return super().infer(x, **fit_params)
         return self.prefix_.finish(self.module_.backbone, self.module_, x.to(self.device))
+
+    def train_step_single(self, batch, **fit_params):
+        """Add up the gradients of a batch over its parts; see skorch."""
+        self._set_training(True)
+
+        def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
+            self._zero_grad_optimizer()
+            return _gathered(self._step_on_part(batch, part, training=True, **fit_params) for part in parts)
+
+        return self.parts_.run(len(batch[0]), attempt)
+
+    def validation_step(self, batch, **fit_params):
+        """Compute outputs and loss of a batch over its parts; see skorch."""
+        self._set_training(False)
+
+        def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                return _gathered(self._step_on_part(batch, part, training=False, **fit_params) for part in parts)
+
+        return self.parts_.run(len(batch[0]), attempt)
+
+    def _step_on_part(self, batch, part: slice, training: bool, **fit_params) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a part's share of the batch's loss, and its outputs; both without a graph."""
+        inputs, known = batch[0][part], {name: value[part] for name, value in batch[1].items()}
+        y_pred = self.infer(inputs, **fit_params)
+        loss = self.get_loss(y_pred, known, X=inputs, training=training) * (len(inputs) / len(batch[0]))
+        if training:
+            loss.backward()
+        return loss.detach(), y_pred.detach()
 
     def get_loss(self, y_pred, y_true, X=None, training=False):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
@@ -102,11 +142,17 @@ class TransferNet(NeuralNet):
         """Train, and let an interrupt through: a half-trained net must not pass for a fitted one; see skorch."""
         if not self.initialized_:
             self.initialize()
+        self.parts_ = Parts(self.n_parts, torch.device(self.device))
         self.notify("on_train_begin", X=X, y=y)
         with suppress(EarlyStop):
-            self.fit_loop(X, y)
+            self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
         self.notify("on_train_end", X=X, y=y)
         return self
+
+
+def _gathered(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    losses, outputs = zip(*parts, strict=True)
+    return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
 
 
 def _split_by_decay(groups, weight_decay: float):
@@ -120,7 +166,7 @@ def _split_by_decay(groups, weight_decay: float):
 
 
 _OWN_SETTINGS = {
-    *("batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr", "max_epochs", "module"),
+    *("batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr", "max_epochs", "module", "n_parts"),
     *("strategy", "train_split", "verbose", "weight_decay"),
 }
 
@@ -134,6 +180,7 @@ def make_net(
     weight_decay: float,
     max_epochs: int,
     batch_size: int,
+    n_parts: int = 1,
     device: torch.device,
     verbose: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -153,6 +200,8 @@ def make_net(
         Of the head, before the schedule; of matrices and kernels.
     max_epochs, batch_size : int
         Length of training, size of a step.
+    n_parts : int, default=1
+        Into how many parts a step is split, to save memory.
     device : torch.device
         Where training runs.
     verbose : int, default=0
@@ -175,6 +224,7 @@ def make_net(
         "weight_decay": weight_decay,
         "max_epochs": max_epochs,
         "batch_size": batch_size,
+        "n_parts": n_parts,
         "iterator_train": batches,
         "iterator_valid": batches,
         "train_split": None,
@@ -198,6 +248,7 @@ def train(
     valid: TrainingData | None,
     seed: int,
     callbacks: Sequence[tuple[str, Callback]] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
 
@@ -213,6 +264,8 @@ def train(
         Decides shuffling, dropout and whatever else is random.
     callbacks : sequence of (str, skorch callback), default=()
         For this run alone.
+    checkpoint : Checkpoint, default=None
+        Keeps the state after each epoch, and goes on from there.
     """
     generator = torch.Generator().manual_seed(seed)
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
@@ -225,10 +278,8 @@ def train(
             *callbacks,
             *([("prefix", once)] if net.cache_prefix and net.max_epochs > 1 else []),
             ("clip", GradientNormClipping(1.0)),
-            (
-                "schedule",
-                LRScheduler("LambdaLR", lr_lambda=warmup_cosine(n_steps), step_every="batch", event_name="lr"),
-            ),
+            ("schedule", Schedule(warmup_cosine(n_steps))),
+            *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made
         ],
     )
     device = torch.device(net.device)

@@ -10,6 +10,7 @@ from torch import nn
 
 from sktl._random import private_torch_rng
 from sktl.training.network import Network
+from sktl.training.parts import random_state
 
 _MAX_TRIES = 4  # cuts that are tried from the back before the network is run whole
 
@@ -170,7 +171,7 @@ def _fixed_calls(backbone: nn.Module, images: torch.Tensor) -> list[Call]:
     names = {id(module): name for name, module in parts.items()}
     calls: list[Call] = []
     closed = False
-    random_state = _random_state(images.device)
+    before = random_state(images.device)
 
     def record(forward, *args, **kwargs):
         nonlocal closed
@@ -178,7 +179,7 @@ def _fixed_calls(backbone: nn.Module, images: torch.Tensor) -> list[Call]:
         output = forward(*args, **kwargs)
         closed = closed or not (
             _is_fixed(module)
-            and torch.equal(_random_state(images.device), random_state)
+            and all(map(torch.equal, random_state(images.device), before))
             and isinstance(output, torch.Tensor)
             and output.is_floating_point()
             and len(output) == len(images)
@@ -265,8 +266,3 @@ def _close(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
         return first is second
     scale = float(first.abs().max()) if first.numel() else 1.0
     return torch.allclose(first, second, rtol=1e-3, atol=1e-4 * scale)
-
-
-def _random_state(device: torch.device) -> torch.Tensor:
-    state = torch.random.get_rng_state()
-    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state

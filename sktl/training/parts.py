@@ -1,0 +1,70 @@
+"""Batches in parts: gradients are added up over as many parts as memory needs."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from sktl.embedding.runtime import is_out_of_memory
+
+
+class Parts:
+    """Into how many parts a batch is split; twice as many from the moment on when memory runs out.
+
+    Parameters
+    ----------
+    n : int
+        Parts to begin with.
+    device : torch.device
+        Whose random numbers are drawn again when a batch is begun again.
+    """
+
+    def __init__(self, n: int, device: torch.device):
+        self.n = n
+        self.device = device
+
+    def run(self, n_rows: int, attempt: Callable[[list[slice]], Any]) -> Any:
+        """Run a batch, again from its beginning in smaller parts if it does not fit into memory.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of the batch.
+        attempt : callable
+            Takes the parts as slices of the batch; does not change anything that a second attempt does not reset.
+
+        Returns
+        -------
+        result : object
+            What the last attempt returned.
+        """
+        state = random_state(self.device)
+        while True:
+            try:
+                return attempt(_slices(n_rows, min(self.n, n_rows)))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.n >= n_rows:
+                    raise
+            self.n *= 2
+            set_random_state(state, self.device)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """Return the state of torch's default generators: the CPU's, and a CUDA device's."""
+    states = [torch.random.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
+    """Put the generators back to what :func:`random_state` returned."""
+    torch.random.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def _slices(n_rows: int, n_parts: int) -> list[slice]:
+    bounds = [round(index * n_rows / n_parts) for index in range(n_parts + 1)]
+    return [slice(first, last) for first, last in pairwise(bounds)]

@@ -1,0 +1,258 @@
+"""Fits that are cut off: killed, interrupted, out of memory; what goes on, what is refused, what is left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from killed_fit import make_killable
+from skorch.callbacks import Callback
+from small_models import Net, difference, make_model, three_digits, weights_of
+
+from sktl.exceptions import CheckpointError
+from sktl.strategies import FineTuning
+from sktl.training import checkpoint as checkpoints
+from sktl.training.parts import Parts
+
+HERE = Path(__file__).parent
+FILE = "training.ckpt"
+
+
+class Interrupt(Callback):
+    """What Ctrl-C does in some training step, counted from 1."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        self.step -= training
+        if training and self.step == 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(model, step):
+    with pytest.raises(KeyboardInterrupt):
+        model.set_params(callbacks=[Interrupt(step)]).fit(*three_digits())
+    return model.set_params(callbacks=None)
+
+
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked and killed")
+def test_killed_fit_goes_on_to_the_very_weights_of_an_unbroken_one(tmp_path):
+    strategy, folder, output = "lp_ft", tmp_path / "folder", tmp_path / "weights.npz"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    steps = ["2", "7", "1", "9", "0"]  # in the first epoch, the second, the second again, the third after that, none
+    command = [sys.executable, str(HERE / "killed_fit.py"), str(folder), strategy, str(output), *steps]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.stdout == "[-9, -9, -9, -9, 0]\n", finished.stderr
+    unbroken = weights_of(make_killable(None, strategy).fit(*three_digits()))
+    with np.load(output) as found:
+        assert found.keys() == unbroken.keys()
+        for name, value in unbroken.items():
+            np.testing.assert_array_equal(found[name], value.numpy(), err_msg=name)
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("fine_tuning", 1), ("partial", 5), ("from_scratch", 8), ("lp_ft", 12)])
+def test_interrupted_fit_goes_on_wherever_it_was(tmp_path, strategy, step):
+    options = {"max_epochs": 3, "early_stopping": False}
+    unbroken = make_killable(None, strategy, **options).fit(*three_digits())
+    model = interrupted(make_killable(tmp_path, strategy, **options), step)
+    assert not hasattr(model, "net_")
+    assert (tmp_path / FILE).exists() == (step > 5)
+    model.fit(*three_digits())
+    assert difference(model, unbroken) == 0.0
+    assert [entry["epoch"] for entry in model.history_ if entry["phase"] == "network"] == [1, 2, 3]
+    for entry, other in zip(model.history_, unbroken.history_, strict=True):
+        entry, other = ({key: value for key, value in each.items() if key != "dur"} for each in (entry, other))
+        assert entry == other
+
+
+def test_early_stopping_remembers_its_best_weights(tmp_path):
+    X, y = three_digits()
+    wrong = (y[30:] + 1) % 3  # the better the training rows are learnt, the worse
+    options = {"max_epochs": 8, "learning_rate": 0.1, "early_stopping": True, "n_iter_no_change": 3}
+    fit = {"X_val": X[30:], "y_val": wrong}
+    unbroken = make_model(**options).fit(X[:30], y[:30], **fit)
+    assert len(unbroken.history_) < 8
+    model = make_model(**options, checkpoint=tmp_path, callbacks=[Interrupt(len(unbroken.history_))])
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X[:30], y[:30], **fit)
+    model.set_params(callbacks=None).fit(X[:30], y[:30], **fit)
+    assert difference(model, unbroken) == 0.0
+
+
+def test_state_of_training_may_be_killed_while_it_is_written(tmp_path, monkeypatch):
+    model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
+    before = (tmp_path / FILE).read_bytes()
+
+    def fail(handle):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        model.fit(*three_digits())
+    assert os.listdir(tmp_path) == [FILE]
+    assert (tmp_path / FILE).read_bytes() == before
+    monkeypatch.undo()
+    (tmp_path / f".{FILE}-unfinished").write_bytes(before[:100])  # what a kill leaves behind
+    assert difference(model.fit(*three_digits()), make_killable(None, "fine_tuning").fit(*three_digits())) == 0.0
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_refit_leaves_the_first_fit(tmp_path):
+    model = make_model(max_epochs=2).fit(*three_digits())
+    expected = model.predict_proba(three_digits()[0])
+    interrupted(model.set_params(checkpoint=tmp_path, learning_rate=0.1), 2)
+    np.testing.assert_array_equal(model.predict_proba(three_digits()[0]), expected)
+
+
+def test_strategies_without_epochs_keep_no_state(tmp_path):
+    make_model("feature_extraction", checkpoint=tmp_path).fit(*three_digits())
+    assert os.listdir(tmp_path) == []
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"batch_size": 10}, r"it has batch_size=9, and this one batch_size=10"),
+        ({"random_state": 1}, "random_state"),
+        ({"strategy": FineTuning(backbone_lr_scale=0.5)}, "strategy"),
+        ({"backbone": Net()}, "the backbone differs"),
+        ({"net_params": {"optimizer": torch.optim.SGD}}, "net_params"),
+        ({"image_size": 20}, "the backbone differs"),
+    ],
+)
+def test_checkpoint_of_another_fit_is_refused(tmp_path, changed, match):
+    model = interrupted(make_killable(tmp_path, FineTuning()), 6)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(CheckpointError, match=f"belongs to another fit: .*{match}.*another folder"):
+        model.set_params(**changed).fit(*three_digits())
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["pixels", "labels", "weights", "fewer rows"])
+def test_checkpoint_of_other_data_is_refused(tmp_path, what):
+    X, y = three_digits()
+    model = interrupted(make_killable(tmp_path, "fine_tuning", early_stopping=False), 6)
+    weight = np.ones(len(y))
+    if what == "pixels":
+        X = X.copy()
+        X[3, 20] = 15 - X[3, 20]
+    elif what == "labels":
+        y = np.r_[y[1], y[0], y[2:]]
+    elif what == "weights":
+        weight[0] = 2
+    else:
+        X, y, weight = X[1:], y[1:], weight[1:]
+    with pytest.raises(CheckpointError, match="the data differs"):
+        model.fit(X, y, sample_weight=weight)
+
+
+def test_where_and_how_it_is_computed_may_change(tmp_path):
+    model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
+    model.set_params(verbose=0, cache_bytes=0, gradient_accumulation=2, memory=str(tmp_path / "memory"))
+    model.fit(*three_digits())
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"training\.ckpt' cannot be read as a checkpoint"):
+        model.fit(*three_digits())
+
+
+def test_checkpoint_needs_a_seed(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint= needs an integer as random_state"):
+        make_model(checkpoint=tmp_path, random_state=None).fit(*three_digits())
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+class Small(Net):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+        self.largest = []
+        self.drop = torch.nn.Identity()  # its random numbers would depend on the parts
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().forward(images)
+
+
+def small(room):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small(room)
+
+
+def test_step_that_does_not_fit_into_memory_is_split():
+    options = {"max_epochs": 3, "batch_size": 15, "learning_rate": 0.02, "early_stopping": True}
+    roomy = make_model(backbone=small(100), **options).fit(*three_digits())
+    tight = make_model(backbone=small(4), **options).fit(*three_digits())
+    assert tight.net_.parts_.n == 4
+    assert difference(roomy, tight) < 1e-5
+    assert tight.history_[-1]["valid_loss"] == pytest.approx(roomy.history_[-1]["valid_loss"], rel=1e-4)
+
+
+def test_too_little_memory_for_one_row_is_an_error():
+    sizes = []
+
+    def attempt(parts):
+        sizes.append(len(parts))
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        Parts(1, torch.device("cpu")).run(6, attempt)
+    assert sizes == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("n_parts", [2, 4, 100])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(n_parts):
+    X, y = three_digits()
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(y))
+    options = {"backbone": small(100), "max_epochs": 2, "batch_size": 9, "learning_rate": 0.02}
+    whole = make_model(**options).fit(X, y, sample_weight=weight)
+    parts = make_model(**options, gradient_accumulation=n_parts).fit(X, y, sample_weight=weight)
+    assert 0.0 < difference(whole, parts) < 1e-5
+
+
+def test_a_second_attempt_draws_the_same_random_numbers():
+    drawn = []
+
+    def attempt(parts):
+        drawn.append(torch.rand(1).item())
+        if len(parts) < 4:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return parts
+
+    with torch.random.fork_rng():
+        parts = Parts(1, torch.device("cpu")).run(10, attempt)
+    assert len(drawn) == 3
+    assert len(set(drawn)) == 1
+    assert [row for part in parts for row in range(10)[part]] == list(range(10))
+
+
+def test_other_errors_are_no_lack_of_memory():
+    class Broken(Net):
+        def forward(self, images):
+            if self.training:
+                raise RuntimeError("shapes do not fit")
+            return super().forward(images)
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        make_model(backbone=Broken()).fit(*three_digits())
