@@ -184,8 +184,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             verbose=int(self.verbose),
             **options,
         )
-        if isinstance(rows, TextRows):
-            rows.warn_of_truncation(view.data_config["max_length"])
+        warn_of_truncation(rows, view.data_config)
         return embeddings, stats
 
     def _stores(self) -> list:
@@ -219,6 +218,12 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         tags.input_tags.two_d_array = not takes_texts
         tags.input_tags.three_d_array = not takes_texts
         return tags
+
+
+def warn_of_truncation(rows, data_config: dict[str, Any]) -> None:
+    """Warn if rows are texts of which some were cut off, once for the same rows."""
+    if isinstance(rows, TextRows):
+        rows.warn_of_truncation(data_config["max_length"])
 
 
 def _explain_columns_of_images(X, error: ValueError) -> None:

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 from torch import nn
 
-from sktl._base import EmbeddingMixin
+from sktl._base import EmbeddingMixin, warn_of_truncation
 from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._state import PlainState
@@ -243,8 +243,9 @@ class FineTuner(EmbeddingMixin, PlainState, ABC):
         }
 
     def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks, checkpoint) -> None:
-        preprocess = ImagePreprocessor(backbone.data_config)
+        preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
         data = TrainingData(rows, targets, preprocess)
+        warn_of_truncation(rows, backbone.data_config)
         valid = None if validation is None else TrainingData(*validation, preprocess)
         extra = []
         if valid is not None and self._valid_score is not None:

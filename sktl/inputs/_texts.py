@@ -78,6 +78,7 @@ class TextRows:
         self._encode = encode
         self._positions = np.arange(len(source)) if positions is None else positions
         self._truncated: set[bytes] = set()
+        self._has_warned = False
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -111,10 +112,10 @@ class TextRows:
         max_length : int
             Tokens that are kept.
         """
-        if not self._truncated:
+        if not self._truncated or self._has_warned:
             return
+        self._has_warned = True
         n_rows = sum(self._digest_of(index) in self._truncated for index in range(len(self)))
-        self._truncated = set()
         warnings.warn(
             f"{n_rows:,} of {len(self):,} texts are longer than the {max_length} tokens that the backbone takes; what "
             "comes after them is not used. Split long texts if it matters.",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sktl.backbones import PADDING
 from sktl.exceptions import BadRow
 from sktl.inputs import RowError, raise_bad_rows
 
@@ -48,7 +49,7 @@ class Targets:
 
 
 class TrainingData(Dataset):
-    """Rows made ready for the network once, and kept in memory as 8-bit images where they fit a budget.
+    """Rows made ready for the network once, and kept in memory as 8-bit images or tokens where they fit a budget.
 
     Parameters
     ----------
@@ -56,8 +57,8 @@ class TrainingData(Dataset):
         Anything with ``label(i)`` whose items have ``pixels()``, or ``model_input()`` if they need no preprocessing.
     targets : Targets
         One per row.
-    preprocess : callable
-        Brings pixels of shape (height, width, 3) to the backbone's input size.
+    preprocess : callable or None
+        Brings pixels of shape (height, width, 3) to the backbone's input size; texts need none.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ class TrainingData(Dataset):
 
     activations: torch.Tensor | None = None
 
-    def __init__(self, rows, targets: Targets, preprocess: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, rows, targets: Targets, preprocess: Callable[[np.ndarray], np.ndarray] | None):
         self.rows = rows
         self.targets = targets
         self.preprocess = preprocess
@@ -90,7 +91,8 @@ class TrainingData(Dataset):
         return inputs, {"target": self._values[index], "weight": self._weight[index], "row": index}
 
     def _images_of(self, index: torch.Tensor) -> torch.Tensor:
-        return self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
+        images = self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
+        return _without_padding(images) if images.ndim == 2 else images
 
     def _fits_in_memory(self) -> bool:
         return self._prepare_row(0).nbytes * len(self) <= RAM_BUDGET
@@ -99,11 +101,27 @@ class TrainingData(Dataset):
         return torch.from_numpy(self._load(range(len(self))))
 
     def _load(self, indices) -> np.ndarray:
-        return np.stack(map_rows(self._prepare_row, self.rows, indices))
+        return _stack(map_rows(self._prepare_row, self.rows, indices))
 
     def _prepare_row(self, index: int) -> np.ndarray:
         row = self.rows[index]
         return row.model_input() if hasattr(row, "model_input") else self.preprocess(row.pixels())
+
+
+def _stack(inputs: list[np.ndarray]) -> np.ndarray:
+    """Make one array of the inputs of rows; the tokens of texts are filled up to the longest."""
+    if inputs[0].ndim > 1:
+        return np.stack(inputs)
+    tokens = np.full((len(inputs), max(map(len, inputs))), PADDING, dtype=np.int32)
+    for row, ids in zip(tokens, inputs, strict=True):
+        row[: len(ids)] = ids
+    return tokens
+
+
+def _without_padding(tokens: torch.Tensor) -> torch.Tensor:
+    """Cut off what is padding in all rows of a batch."""
+    used = (tokens != PADDING).any(dim=0).nonzero()
+    return tokens[:, : int(used.max()) + 1]
 
 
 def map_rows(read: Callable[[int], Any], rows, indices: Iterable[int]) -> list:

@@ -17,7 +17,8 @@ class Network(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Maps normalised images of shape (n, 3, height, width) to embeddings of shape (n, width). Owned by the network.
+        Maps normalised images of shape (n, 3, height, width), or tokens of shape (n, length), to embeddings of shape
+        (n, width). Owned by the network.
     head : nn.Module
         Maps embeddings to outputs of shape (n, n_outputs).
     mean, std : list of float
@@ -52,7 +53,7 @@ class Network(nn.Module):
         return embeddings
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn 8-bit images of shape (n, height, width, 3) into the backbone's input; float input is ready already."""
+        """Turn 8-bit images of shape (n, height, width, 3) into the backbone's input; other input is ready already."""
         if images.dtype != torch.uint8:
             return images
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
@@ -136,7 +137,8 @@ def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batc
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     config: dict[str, Any] = backbone.data_config
-    return Network(module, head, config["mean"], config["std"], updates_batch_norm)
+    scaling = config.get("mean", [0.0]), config.get("std", [1.0])  # texts have none
+    return Network(module, head, *scaling, updates_batch_norm)
 
 
 def trained_backbone(backbone: Backbone, network: Network) -> Backbone:

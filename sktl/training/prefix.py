@@ -151,6 +151,8 @@ def find_prefix(network: Network, images: torch.Tensor) -> FrozenPrefix | None:
     with private_torch_rng(0, device):
         backbone = copy.deepcopy(network).train().backbone
         images = network.normalise(images)
+        if not images.is_floating_point():
+            return None  # tokens: what comes after the cut asks them which of them are padding
         calls = _fixed_calls(backbone, images)
         for length in range(len(calls), max(0, len(calls) - _MAX_TRIES), -1):
             prefix = FrozenPrefix(calls[:length], tuple(images.shape[1:]))
