@@ -22,13 +22,14 @@ def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class FineTuneClassifier(ClassifierMixin, FineTuner):
-    """Classify images with a pretrained network, reused in the way that ``strategy`` says.
+    """Classify images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
     ----------
     backbone : str or nn.Module, default="sktl/tiny"
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
+        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="lp_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
         ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"from_scratch"``, or an object from

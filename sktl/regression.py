@@ -12,7 +12,7 @@ from sktl.training import Targets, fit_ridge_head
 
 
 class FineTuneRegressor(RegressorMixin, FineTuner):
-    """Predict numbers from images with a pretrained network, reused in the way that ``strategy`` says.
+    """Predict numbers from images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     One target or several. Targets are standardised inside, each by the weighted mean and standard deviation of the
     training rows, and the squared error is minimised; predictions are in the units of y. Where a strategy fits the head
@@ -22,7 +22,8 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     ----------
     backbone : str or nn.Module, default="sktl/tiny"
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied.
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
+        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="lp_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
         ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
@@ -109,7 +110,7 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         Wall-clock time of ``fit``.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
-    input_kind_ : {"images", "numbers"}
+    input_kind_ : {"images", "texts", "numbers"}
         What X held in ``fit``.
     n_features_in_ : int
         Number of columns of X, where it had columns.
