@@ -201,6 +201,7 @@ def find_column(X):
     if _is_a(X, "pyarrow", "Array", "ChunkedArray"):
         return _ArrowRows(X)
     if isinstance(X, np.ndarray):
+        X = X[:, 0] if X.ndim == 2 and X.shape[1] == 1 else X  # the form that BaggingClassifier and others ask for
         return X if X.ndim == 1 and X.dtype.kind in "OUST" else None
     if _is_a(X, "polars", "Series") or isinstance(X, list | tuple):
         return X

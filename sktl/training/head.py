@@ -8,6 +8,8 @@ from torch import nn
 
 from sktl.training.data import Targets
 
+NARROW = 0.01
+
 
 def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C: float) -> float:
     """Fit a multinomial logistic regression on scaled embeddings, and write it into a linear layer.
@@ -76,7 +78,8 @@ def _standardised(embeddings: np.ndarray, weight: np.ndarray) -> tuple[np.ndarra
     embeddings = embeddings.astype(np.float64)
     mean = np.average(embeddings, axis=0, weights=weight)
     std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=weight))
-    std[std < 1e-6 * max(float(std.max()), 1e-12)] = 1.0  # a constant feature says nothing
+    # What hardly moves here may move elsewhere: scaled up by its own spread it would decide alone.
+    std = np.maximum(std, NARROW * np.median(std[std > 0])) if std.any() else np.ones_like(std)
     scale = std * np.sqrt(embeddings.shape[1])
     return (embeddings - mean) / scale, mean, scale
 

@@ -55,6 +55,7 @@ COLUMNS = {
     "list": lambda items: items,
     "tuple": tuple,
     "object array": object_array,
+    "array of one column": lambda items: object_array(items)[:, None],
     "pandas Series": lambda items: pd.Series(items, dtype=object, index=[7, 7, 9]),
     "pandas frame": lambda items: pd.DataFrame({"image": pd.Series(items, dtype=object)}),
     "datasets column": Column,
@@ -98,6 +99,7 @@ def paths(tmp_path):
 TABLES = {
     **COLUMNS,
     "str array": np.array,
+    "str array of one column": lambda items: np.array(items)[:, None],
     "pandas str": lambda items: pd.Series(items, dtype="str"),
     "pandas str array": lambda items: pd.Series(items, dtype="str").array,
     "pandas index": pd.Index,
@@ -213,7 +215,6 @@ NO_IMAGES = {
     "complex": np.zeros((2, 8, 8, 3), dtype=complex),
     "2-D tensor": torch.zeros(4, 5),
     "2-D object": np.array([["a.jpg", "b.jpg"]], dtype=object),
-    "2-D object column": np.array([["a.jpg"], ["b.jpg"]], dtype=object),
     "list of numbers": [1.0, 2.0],
     "list of lists": [[1.0, 2.0], [3.0, 4.0]],
     "list of 1-D arrays": [np.zeros(3), np.zeros(3)],

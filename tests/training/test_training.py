@@ -11,7 +11,7 @@ from sktl.backbones import load_backbone
 from sktl.exceptions import InputError
 from sktl.inputs import ImagePreprocessor, open_rows
 from sktl.strategies import FineTuning, FromScratch, PartialFineTuning
-from sktl.training import Targets, TrainingData, build_network, fit_linear_head, merge_duplicates
+from sktl.training import Targets, TrainingData, build_network, fit_linear_head, fit_ridge_head, merge_duplicates
 from sktl.training.callbacks import warmup_cosine
 from sktl.training.data import EvenBatches, batches
 
@@ -74,7 +74,7 @@ def test_new_head_starts_at_zero_and_state_is_copied(backbone):
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_head_is_scikit_learns_logistic_regression(n_classes):
     X, y = make_classification(200, 12, n_informative=6, n_classes=n_classes, random_state=0)
-    X = X * np.logspace(-2, 2, 12) + 5
+    X = X * np.logspace(-1.5, 2, 12) + 5
     weight = np.random.default_rng(0).uniform(0.5, 2, 200)
     head = nn.Linear(12, n_classes)
     loss = fit_linear_head(head, X.astype(np.float32), Targets(y, weight), C=10.0)
@@ -85,6 +85,18 @@ def test_head_is_scikit_learns_logistic_regression(n_classes):
     model = LogisticRegression(C=10.0, tol=1e-8, max_iter=5000).fit((X - mean) / scale, y, sample_weight=weight)
     np.testing.assert_allclose(proba, model.predict_proba((X - mean) / scale), atol=2e-3)
     assert loss == pytest.approx(-np.average(np.log(proba[np.arange(200), y]), weights=weight), rel=1e-3)
+
+
+def test_feature_that_hardly_moves_in_training_does_not_decide_elsewhere():
+    X = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    X[:, 4] = 0
+    X[3, 4] = 1e-4
+    targets = Targets(X[:, :1].astype(float), np.ones(30))
+    head = nn.Linear(5, 1)
+    fit_ridge_head(head, X, targets, C=10.0)
+    with torch.inference_mode():
+        moved = head(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])) - head(torch.zeros(1, 5))
+    assert abs(moved.item()) < 2 * X[:, 0].std()  # by its own spread it would be the thousandfold
 
 
 def test_head_of_constant_features_is_finite():
