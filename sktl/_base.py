@@ -24,7 +24,7 @@ from sktl.backbones import (
     unpack_module,
     unpack_tensors,
 )
-from sktl.embedding import DiskStore, EmbeddingStats, default_store, embed_with_stats, open_store
+from sktl.embedding import EmbeddingStats, Store, default_store, embed_with_stats, open_store
 from sktl.exceptions import InputError
 from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
 
@@ -39,7 +39,7 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
     "max_pixels": [Interval(Integral, 1, None, closed="left")],
-    "memory": [str, os.PathLike, HasMethods("cache"), DiskStore, None],
+    "memory": [str, os.PathLike, HasMethods("cache"), Store, None],
     "cache_bytes": [Interval(Integral, 0, None, closed="left")],
     "verbose": ["verbose"],
 }

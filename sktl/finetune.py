@@ -78,9 +78,10 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
         it.
-    memory : path-like, joblib.Memory or DiskStore, default=None
+    memory : path-like, URL, joblib.Memory or store, default=None
         A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
-        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``.
+        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store
+        that many machines share.
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.

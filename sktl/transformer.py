@@ -69,9 +69,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     runtime : {"auto", "torch", "compile", "openvino"}, default="auto"
         What runs the network; "auto" takes OpenVINO on a CPU where the extra ``sktl[openvino]`` is installed, else
         torch.
-    memory : path-like, joblib.Memory or DiskStore, default=None
+    memory : path-like, URL, joblib.Memory or store, default=None
         A folder in which embeddings are kept, shared by processes and sessions; with a bound on its size as
-        ``sktl.embedding.DiskStore(folder, max_bytes=...)``.
+        ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store that many
+        machines share.
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.

@@ -46,7 +46,7 @@ IMPORTERS = {
     "openvino": {"embedding"},
     "peft": {"strategies"},
     "skorch": {"training"},
-    "safetensors": {"backbones"},
+    "safetensors": {"backbones", "embedding"},
     "skops": {"persistence"},
     "matplotlib": {"plots"},
     "fsspec": {"embedding"},

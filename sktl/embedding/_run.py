@@ -137,7 +137,7 @@ class Run:
             self.stop.set()
             self.pool.shutdown(wait=True, cancel_futures=True)
             if self.shelf is not None:
-                self.shelf.release()
+                self.shelf.close()
         return self._finish()
 
     def _windows(self):

@@ -6,8 +6,6 @@ that, so what a broken disk returns is not served either.
 """
 
 import contextlib
-import functools
-import hashlib
 import os
 import sqlite3
 import threading
@@ -15,10 +13,10 @@ import time
 import warnings
 from pathlib import Path
 
-import joblib
 import numpy as np
 
 from sktl.embedding import _owners
+from sktl.embedding._catalog import row_checksum, row_key
 from sktl.embedding.store import Store
 from sktl.exceptions import CacheWarning
 
@@ -80,7 +78,7 @@ class DiskStore(Store):
 
     def get_many(self, namespace, digests):
         """Look rows up; see :meth:`Store.get_many`."""
-        keys = {_key(namespace, digest): digest for digest in digests}
+        keys = {row_key(namespace, digest): digest for digest in digests}
         found = self._try(lambda database: self._select(database, list(keys)), {}, writes=False)
         return {keys[key]: value for key, value in found.items()}
 
@@ -89,20 +87,20 @@ class DiskStore(Store):
         now = int(time.time())
         records = []
         for digest, row in rows.items():
-            key, value = _key(namespace, digest), np.ascontiguousarray(row, dtype="<f4").tobytes()
-            records.append((key, value, _checksum(key, value), now))
+            key, value = row_key(namespace, digest), np.ascontiguousarray(row, dtype="<f4").tobytes()
+            records.append((key, value, row_checksum(key, value), now))
         if records:
             self._try(lambda database: self._insert(database, records), None, writes=True)
 
     def claim(self, namespace, digests):
         """Claim rows for this process; see :meth:`Store.claim`."""
-        keys = {_key(namespace, digest): digest for digest in digests}
+        keys = {row_key(namespace, digest): digest for digest in digests}
         taken = self._try(lambda database: self._claim(database, list(keys)), set(), writes=True)
         return {keys[key] for key in taken}
 
     def release(self, namespace, digests):
         """Give claims up; see :meth:`Store.release`."""
-        keys = [_key(namespace, digest) for digest in digests]
+        keys = [row_key(namespace, digest) for digest in digests]
 
         def delete(database):
             with _transaction(database):
@@ -125,7 +123,7 @@ class DiskStore(Store):
         for few, marks in _in_parts(keys):
             sql = f"SELECT key, value, checksum, used FROM rows WHERE key IN ({marks})"
             for key, value, checksum, used in database.execute(sql, few):
-                if checksum == _checksum(key, value):
+                if checksum == row_checksum(key, value):
                     found[key] = np.frombuffer(value, dtype="<f4").astype(np.float32, copy=False)
                     if now - used > _USED_RESOLUTION:
                         stale.append((now, key))
@@ -241,36 +239,6 @@ class DiskStore(Store):
 _LEFT_TO_PARENT = []
 
 
-def open_store(memory):
-    """Turn the ``memory`` parameter of an estimator into a store.
-
-    Parameters
-    ----------
-    memory : None, str, path, joblib.Memory or DiskStore
-        A folder, or a store. Of a ``joblib.Memory`` only the folder is used.
-
-    Returns
-    -------
-    store : DiskStore or None
-        None if there is no folder. The same store for the same folder, as long as it is in use.
-    """
-    if isinstance(memory, joblib.Memory):
-        memory = memory.location
-    if memory is None or isinstance(memory, DiskStore):
-        return memory
-    if not isinstance(memory, (str, os.PathLike)):
-        raise ValueError(
-            f"The 'memory' parameter must be None, a folder (str or path) or a joblib.Memory, got {memory!r} instead."
-        )
-    return _store_of(os.path.abspath(os.path.expanduser(memory)))
-
-
-@functools.lru_cache(maxsize=16)
-def _store_of(folder):
-    """One store per folder: opening the database takes longer than reading from it."""
-    return DiskStore(folder)
-
-
 def _connect(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -331,14 +299,6 @@ def _used_bytes(database):
         database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
     return (pages - free) * size
-
-
-def _key(namespace, digest):
-    return hashlib.blake2b(digest, key=bytes.fromhex(namespace), digest_size=20).digest()
-
-
-def _checksum(key, value):
-    return hashlib.blake2b(value, key=key, digest_size=8).digest()
 
 
 def _in_parts(keys):

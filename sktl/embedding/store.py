@@ -78,6 +78,9 @@ class Store:
             What they would have been computed from.
         """
 
+    def flush(self):
+        """Write what is held back; called at the end of each call of the engine."""
+
 
 class MemoryStore(Store):
     """Rows kept in this process, the least recently used dropped first.
@@ -198,11 +201,13 @@ class Shelf:
         self._claimed.update(digest for digest in digests if digest not in taken)
         return taken
 
-    def release(self):
-        """Give up what was claimed and not put."""
+    def close(self):
+        """Give up what was claimed and not put, and have all written."""
         claimed, self._claimed = list(self._claimed), set()
-        for store in self.stores if claimed else ():
-            store.release(self.namespace, claimed)
+        for store in self.stores:
+            if claimed:
+                store.release(self.namespace, claimed)
+            store.flush()
 
 
 _DEFAULT = MemoryStore()

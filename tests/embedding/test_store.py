@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from sktl.embedding import DiskStore, MemoryStore, default_store, disk, embed_with_stats, open_store
+from sktl.embedding import DiskStore, MemoryStore, ObjectStore, default_store, disk, embed_with_stats, open_store
 from sktl.embedding import _owners as owners
 from sktl.exceptions import CacheWarning
 
@@ -38,9 +38,9 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[key], row)
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=[MemoryStore, DiskStore, ObjectStore])
 def store(request, tmp_path):
-    return MemoryStore() if request.param == "memory" else DiskStore(tmp_path)
+    return request.param() if request.param is MemoryStore else request.param(tmp_path)
 
 
 def test_hit_and_miss(store):
