@@ -1,6 +1,6 @@
 """Transfer learning that feels like scikit-learn.
 
-:class:`PretrainedFeatureTransformer` turns images into embeddings with a frozen pretrained network;
+:class:`PretrainedFeatureTransformer` turns images or texts into embeddings with a frozen pretrained network;
 :class:`FineTuneClassifier` and :class:`FineTuneRegressor` put a new head on one, and train as much of it as their
 ``strategy`` says.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sktl.finetune import FineTuneClassifier
     from sktl.persistence import inspect, load, save
     from sktl.regression import FineTuneRegressor
+    from sktl.text_statistics import TextStatistics
     from sktl.transformer import PretrainedFeatureTransformer
 
 __version__ = version("sktl")
@@ -24,6 +25,7 @@ __all__ = [
     "FineTuneClassifier",
     "FineTuneRegressor",
     "PretrainedFeatureTransformer",
+    "TextStatistics",
     "__version__",
     "exceptions",
     "export_onnx",
@@ -39,6 +41,7 @@ _HOMES = {
     "FineTuneRegressor": "sktl.regression",
     "export_onnx": "sktl.export",
     "PretrainedFeatureTransformer": "sktl.transformer",
+    "TextStatistics": "sktl.text_statistics",
     "inspect": "sktl.persistence",
     "list_backbones": "sktl.backbones",
     "load": "sktl.persistence",

@@ -200,18 +200,20 @@ def find_texts(X):
     raise InputError(f"X must be a list, array or column of texts, got {what} instead.{columns}")
 
 
-def read_text(item) -> str:
+def read_text(item, *, blank: bool = False) -> str:
     """Return the text of a row.
 
     Parameters
     ----------
     item : object
         A row as it stands in X.
+    blank : bool, default=False
+        Whether it may be blank.
 
     Returns
     -------
     text : str
-        Not blank, and without lone surrogates.
+        Without lone surrogates.
 
     Raises
     ------
@@ -228,7 +230,7 @@ def read_text(item) -> str:
     if not isinstance(item, str):
         raise RowError(f"expected a text (str, or bytes in UTF-8), got {type(item).__name__}")
     text = str(item)
-    if not text.strip():
+    if not blank and not text.strip():
         raise RowError("empty text")
     try:
         text.encode("utf-8")
