@@ -5,14 +5,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 from scipy.special import softmax
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
 from sktl.inputs import MAX_PIXELS
 from sktl.training import Targets, fit_linear_head
 
@@ -71,6 +71,10 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Epochs without improvement after which early stopping ends training.
     tol : float, default=1e-4
         An improvement of the validation loss that is smaller counts as none.
+    warm_start : bool, default=False
+        True lets ``fit`` go on from the network and the head of the last call, for ``max_epochs`` more epochs, instead
+        of from ``backbone``; y must hold the same classes then. Also keeps the optimizer's state between calls of
+        ``partial_fit`` in pickles.
     random_state : int, RandomState instance or None, default=None
         Decides what is held out, the order of rows, and all that is random in training.
     device : str or torch.device, default="auto"
@@ -172,6 +176,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         validation_fraction=0.1,
         n_iter_no_change=5,
         tol=1e-4,
+        warm_start=False,
         random_state=None,
         device="auto",
         dtype="auto",
@@ -201,6 +206,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
             tol=tol,
+            warm_start=warm_start,
             random_state=random_state,
             device=device,
             dtype=dtype,
@@ -219,8 +225,14 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         check_classification_targets(y)
         return y
 
-    def _learn_targets(self, y, weight) -> Targets:
-        self.classes_, target = np.unique(y, return_inverse=True)
+    def _learn_targets(self, y, weight, goes_on) -> Targets:
+        classes, target = np.unique(y, return_inverse=True)
+        if goes_on and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
+                f"got {self.classes_}, `y` has {classes}"
+            )
+        self.classes_ = classes
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes in y, got 1 class instead: {self.classes_[0]!r}."
@@ -231,8 +243,20 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     def _known_targets(self, y, weight, name) -> Targets:
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise ValueError(f"{name} holds labels that y does not: {unknown[:5].tolist()}.")
+            source = "classes does" if name == "y" else "y does"
+            raise ValueError(f"{name} holds labels that {source} not: {unknown[:5].tolist()}.")
         return Targets(np.searchsorted(self.classes_, y), weight)
+
+    def _targets_of_pass(self, y, weight, first) -> Targets:
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight 'balanced' is not supported for partial_fit. In order to use 'balanced' weights, use "
+                "compute_class_weight('balanced', classes=classes, y=y). Pass the resulting weights as the "
+                "class_weight parameter."
+            )
+        known = self._known_targets(y, weight, "y")
+        class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        return Targets(known.values, known.weight, class_weight)
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
@@ -242,6 +266,36 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
 
     def _strata(self, targets) -> np.ndarray:
         return targets.values
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train on each of the given rows once, from where the last call of ``partial_fit`` or ``fit`` ended.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            Rows in the form of the first call; the scale of numbers is learnt in that call.
+        y : array-like of shape (n,)
+            Labels; not all classes need be among them.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come. Required in the first call, unless the estimator is fitted.
+        sample_weight : array-like of shape (n,), default=None
+            How much each row counts beside the others of the call; rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : FineTuneClassifier
+            Trained by one pass.
+
+        Notes
+        -----
+        The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
+        too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+        """
+        with as_before_on_failure(self):
+            _check_partial_fit_first_call(self, classes)
+            self._partial_fit(X, y, sample_weight)
+        return self
 
     def decision_function(self, X) -> np.ndarray:
         """Compute the head's output.

@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import numpy as np
-from sklearn.base import RegressorMixin
+from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner
+from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
 from sktl.training import Targets, fit_ridge_head
 
 
@@ -63,6 +63,10 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         Epochs without improvement after which early stopping ends training.
     tol : float, default=1e-4
         An improvement of the validation loss that is smaller counts as none.
+    warm_start : bool, default=False
+        True lets ``fit`` go on from the network and the head of the last call, for ``max_epochs`` more epochs, instead
+        of from ``backbone``; y must have as many targets then, and their scale stays. Also keeps the optimizer's
+        state between calls of ``partial_fit`` in pickles.
     random_state : int, RandomState instance or None, default=None
         Decides what is held out, the order of rows, and all that is random in training.
     device : str or torch.device, default="auto"
@@ -146,21 +150,28 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     def _check_y(self, y) -> np.ndarray:
         return _check_y(y, multi_output=True, y_numeric=True, estimator=self)
 
-    def _learn_targets(self, y, weight) -> Targets:
+    def _learn_targets(self, y, weight, goes_on) -> Targets:
         self._is_one_column = y.ndim == 1
-        self._n_targets = 1 if y.ndim == 1 else y.shape[1]
+        n_targets = 1 if y.ndim == 1 else y.shape[1]
+        if goes_on and n_targets != self._n_targets:
+            raise ValueError(
+                "warm_start can only be used where `y` has as many targets as in the previous call to fit. Previously "
+                f"got {self._n_targets}, `y` has {n_targets}"
+            )
+        self._n_targets = n_targets
         return self._known_targets(y, weight, "y")
 
     def _known_targets(self, y, weight, name) -> Targets:
         values = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         if values.shape[1] != self._n_targets:
-            raise ValueError(f"{name} has {values.shape[1]} targets, but y has {self._n_targets}.")
+            raise ValueError(f"{name} has {values.shape[1]} targets, but fit saw {self._n_targets}.")
         return Targets(values, weight)
 
-    def _scale_targets(self, targets, validation):
-        mean = np.average(targets.values, axis=0, weights=targets.weight)
-        scale = np.sqrt(np.average((targets.values - mean) ** 2, axis=0, weights=targets.weight))
-        self.target_mean_, self.target_scale_ = mean, np.where(scale > 0, scale, 1.0)
+    def _scale_targets(self, targets, validation, goes_on):
+        if not goes_on:
+            mean = np.average(targets.values, axis=0, weights=targets.weight)
+            scale = np.sqrt(np.average((targets.values - mean) ** 2, axis=0, weights=targets.weight))
+            self.target_mean_, self.target_scale_ = mean, np.where(scale > 0, scale, 1.0)
         if validation is not None:
             rows, known = validation
             validation = rows, self._standardised(known)
@@ -175,6 +186,33 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
 
     def _solve_head(self, head, embeddings, targets) -> float:
         return fit_ridge_head(head, embeddings, targets, self.strategy_.C)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, sample_weight=None):
+        """Train on each of the given rows once, from where the last call of ``partial_fit`` or ``fit`` ended.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            Rows in the form of the first call; the scale of numbers is learnt in that call.
+        y : array-like of shape (n,) or (n, n_targets)
+            Numbers; their mean and scale are learnt in the first call.
+        sample_weight : array-like of shape (n,), default=None
+            How much each row counts beside the others of the call; rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : FineTuneRegressor
+            Trained by one pass.
+
+        Notes
+        -----
+        The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
+        too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+        """
+        with as_before_on_failure(self):
+            self._partial_fit(X, y, sample_weight)
+        return self
 
     def predict(self, X) -> np.ndarray:
         """Predict numbers.

@@ -19,7 +19,7 @@ ESTIMATORS = [
     FineTuneClassifier(strategy="lp_ft", image_size=32, max_epochs=2, batch_size=64),
     FineTuneRegressor(strategy="feature_extraction", image_size=32),
     # In so few epochs the usual learning rate does not come to rest, and a check asks for a score.
-    FineTuneRegressor(strategy="lp_ft", image_size=32, max_epochs=2, batch_size=64, learning_rate=3e-4),
+    FineTuneRegressor(strategy="lp_ft", image_size=32, max_epochs=2, batch_size=64, learning_rate=3e-5),
     *(PretrainedFeatureTransformer(name, weights=None, image_size=32) for name in FAMILIES),
     *(FineTuneClassifier(name, "feature_extraction", weights=None, image_size=32) for name in FAMILIES),
 ]

@@ -2,5 +2,6 @@
 
 from sktl._finetuning._fitting import FineTuner
 from sktl._finetuning._parameters import TRAINING_CONSTRAINTS
+from sktl._finetuning._undo import as_before_on_failure
 
-__all__ = ["TRAINING_CONSTRAINTS", "FineTuner"]
+__all__ = ["TRAINING_CONSTRAINTS", "FineTuner", "as_before_on_failure"]

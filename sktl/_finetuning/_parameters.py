@@ -20,6 +20,7 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
     "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left")],
+    "warm_start": ["boolean"],
     "random_state": ["random_state"],
     "gradient_accumulation": [Interval(Integral, 1, None, closed="left")],
     "checkpoint": [str, os.PathLike, None],
@@ -54,6 +55,7 @@ class TrainingParameters(ImageEstimator):
         validation_fraction=0.1,
         n_iter_no_change=5,
         tol=1e-4,
+        warm_start=False,
         random_state=None,
         device="auto",
         dtype="auto",
@@ -82,6 +84,7 @@ class TrainingParameters(ImageEstimator):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
         self.dtype = dtype

@@ -6,12 +6,15 @@ from sktl.training.data import Targets, TrainingData, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
+from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.plain import plain_callbacks, plain_history, put_history
 
 __all__ = [
     "Checkpoint",
+    "EmbeddingRows",
     "EpochTasks",
     "Network",
+    "Passes",
     "StopEarly",
     "Targets",
     "TrainingData",
@@ -20,6 +23,7 @@ __all__ = [
     "describe_fit",
     "fit_linear_head",
     "fit_ridge_head",
+    "head_alone",
     "make_net",
     "merge_duplicates",
     "plain_callbacks",

@@ -80,7 +80,9 @@ class Network(nn.Module):
             yield from self._frozen_modules(child)
 
 
-def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Network:
+def build_network(
+    backbone: Backbone, n_outputs: int, strategy, seed: int, head: dict[str, torch.Tensor] | None = None
+) -> Network:
     """Copy a backbone, put a new head on it, and let the strategy choose what is trained.
 
     Parameters
@@ -93,6 +95,9 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
         Prepares the network.
     seed : int
         For everything random: the backbone's start, where the strategy starts from scratch, and what it adds.
+    head : dict of str to tensor, default=None
+        State of the head, where training goes on; then it goes on from the backbone's weights too, whatever the
+        strategy starts from otherwise.
 
     Returns
     -------
@@ -100,18 +105,25 @@ def build_network(backbone: Backbone, n_outputs: int, strategy, seed: int) -> Ne
         On the CPU, in eval mode. A backbone that is not trained stays shared.
     """
     if not strategy.trains_backbone:
-        return assemble(backbone.module, backbone, n_outputs, strategy.updates_batch_norm).eval()
+        network = assemble(backbone.module, backbone, n_outputs, strategy.updates_batch_norm).eval()
+        return _with_head(network, head)
     with private_torch_rng(seed):
         module = build_from_recipe(backbone.recipe)
-        if strategy.starts_pretrained:
+        if strategy.starts_pretrained or head is not None:
             module.load_state_dict(backbone.module.state_dict())
         elif backbone.recipe["kind"] == "module":
             reset_parameters(module)
-        network = assemble(module, backbone, n_outputs, strategy.updates_batch_norm)
+        network = _with_head(assemble(module, backbone, n_outputs, strategy.updates_batch_norm), head)
         network.requires_grad_(True)
         strategy.prepare(network)
     network.eval()
     network.refresh_frozen()
+    return network
+
+
+def _with_head(network: Network, state: dict[str, torch.Tensor] | None) -> Network:
+    if state is not None:
+        network.head.load_state_dict(state)
     return network
 
 

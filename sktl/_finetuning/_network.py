@@ -1,0 +1,82 @@
+"""The network of an estimator: how its net is made, what it gives."""
+
+import copy
+from abc import ABC
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from sktl._base import EmbeddingMixin
+from sktl._finetuning._state import PlainState
+from sktl.backbones import Backbone
+from sktl.training import make_net, trained_backbone
+
+
+class FittedNetwork(EmbeddingMixin, PlainState, ABC):
+    """Make nets, and run the fitted one.
+
+    Attributes
+    ----------
+    _criterion : type of module
+        The loss of the training loop, with a ``reduction`` parameter.
+    """
+
+    _criterion: ClassVar[type[nn.Module]]
+
+    def _make_net(self, network, device: torch.device):
+        return make_net(network, self.strategy_, **self._net_settings(device))
+
+    def _net_settings(self, device: torch.device) -> dict[str, Any]:
+        return {
+            "criterion": self._criterion,
+            "learning_rate": self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "max_epochs": self.max_epochs,
+            "batch_size": self.batch_size,
+            "n_parts": self.gradient_accumulation,
+            "device": device,
+            "verbose": int(self.verbose),
+            "callbacks": self.callbacks or (),
+            "net_params": self.net_params,
+        }
+
+    def _as_if_done(self, network, backbone: Backbone) -> dict[str, Any]:
+        """Return the attributes of an estimator whose fit ends here, on a copy of its network."""
+        if self.strategy_.trains_backbone:
+            network = copy.deepcopy(network).cpu().eval()
+            copy.deepcopy(self.strategy_).finish(network)
+            backbone = trained_backbone(backbone, network)
+        settings = {**self._net_settings(torch.device("cpu")), "callbacks": ()}  # those in training know one net only
+        return {"net_": make_net(network, self.strategy_, **settings).initialize(), "backbone_": backbone}
+
+    def transform(self, X) -> np.ndarray:
+        """Compute the embeddings that the head works on.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, width), float32
+            From the fine-tuned backbone, where the strategy trains it.
+        """
+        check_is_fitted(self)
+        return self._embeddings(X)
+
+    def _embeddings(self, X) -> np.ndarray:
+        """Compute embeddings; those of a trained backbone are not stored, since no other fit can use them."""
+        X = self._check_input(X, reset=False)
+        rows = self._open_rows(X, self.backbone_)
+        return self._embed(rows, self.backbone_.view, stored=not self.strategy_.trains_backbone)
+
+    def _outputs(self, X) -> np.ndarray:
+        """Return the head's output of shape (n, n_outputs), float64: else it would hang on how many rows are given."""
+        embeddings = torch.from_numpy(self._embeddings(X))
+        head = copy.deepcopy(self.net_.module_.head).double()
+        with torch.inference_mode():
+            return head(embeddings.double()).numpy()

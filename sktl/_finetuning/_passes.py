@@ -1,0 +1,124 @@
+"""Training pass by pass: what partial_fit does."""
+
+import time
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+
+from sktl._base import warn_of_truncation
+from sktl._finetuning._rows import TrainingRows
+from sktl.embedding import resolve_device
+from sktl.exceptions import StrategyError
+from sktl.strategies import resolve_strategy
+from sktl.training import (
+    EmbeddingRows,
+    Passes,
+    Targets,
+    TrainingData,
+    build_network,
+    head_alone,
+    merge_duplicates,
+    restore_network,
+    start_of_training,
+)
+
+
+class PassByPass(TrainingRows):
+    """Train on rows that come in parts; one optimizer goes through all calls.
+
+    The network in training and the one that predicts are two: a strategy may finish the latter (merge what it added,
+    say), while the former goes on as it is.
+    """
+
+    def _partial_fit(self, X, y, sample_weight) -> None:
+        """Run one pass over the given rows; the caller undoes what was done if that fails."""
+        started = time.perf_counter()
+        first = not hasattr(self, "net_")
+        if self.early_stopping is True:
+            raise ValueError("early_stopping should be False with partial_fit")
+        if first:
+            self._begin()
+        rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
+        rows, targets, _ = merge_duplicates(rows, targets)
+        targets, _ = self._scale_targets(targets, None, not first)
+        if getattr(self, "_passes", None) is None or not self._passes.usable:
+            self._passes = self._begin_passes(first)
+        self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
+        self._take_over()
+        self.fit_seconds_ += time.perf_counter() - started
+
+    def _begin(self) -> None:
+        """Set what the first pass finds, and no later one changes."""
+        self.strategy_ = resolve_strategy(self.strategy)
+        self.backbone_ = self._load_backbone()
+        self.validation_indices_ = None
+        self.history_: list[dict[str, Any]] = []
+        self.fit_seconds_ = 0.0
+        self._n_features_out = self.backbone_.width
+
+    def _check_rows_of_pass(self, X, y, sample_weight, first: bool) -> tuple[Any, Targets]:
+        X = self._check_input(X, reset=first)
+        y, sample_weight = self._check_targets(X, y, sample_weight)
+        counting = np.flatnonzero(sample_weight)
+        targets = self._targets_of_pass(y[counting], sample_weight[counting], first)
+        if first:
+            self._learn_scaling(X, sample_weight)
+        return self._open_rows(X, self.backbone_).take(counting), targets
+
+    def _targets_of_pass(self, y, weight, first: bool) -> Targets:
+        return self._learn_targets(y, weight, False) if first else self._known_targets(y, weight, "y")
+
+    def _begin_passes(self, first: bool) -> Passes:
+        """Set up a network in training, from the one that predicts if there is one."""
+        if self.strategy_.needs_original_head:
+            raise StrategyError(
+                f"{type(self.strategy_).__name__} cannot be trained by partial_fit: it refers to rows of the old "
+                "task or to old outputs for all rows. Use fit."
+            )
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        head = None if first else self.net_.module_.head.state_dict()
+        network = build_network(self.backbone_, self._n_outputs(), self.strategy_, seed, head)
+        if self.strategy_.trains_backbone:
+            self.strategy_.on_train_begin(network, start_of_training(self.strategy_, self.backbone_, None))
+        else:
+            network = head_alone(network)
+        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        net = self._make_net(network, resolve_device(self.device))
+        return Passes(net, **(self.__dict__.pop("_passes_state", None) or {"seed": seed}))
+
+    def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
+        if self.strategy_.trains_backbone:
+            warn_of_truncation(rows, self.backbone_.data_config)
+            return self._training_data(rows, targets, self.backbone_)
+        return TrainingData(EmbeddingRows(self._embed(rows, self.backbone_.view)), targets, None)
+
+    def _take_over(self) -> None:
+        """Predict from now on with a copy of the network in training, as it would be if training ended here."""
+        network = self._passes.network
+        if not self.strategy_.trains_backbone:
+            state = {name: value.numpy() for name, value in network.head.state_dict().items()}
+            network = restore_network(self.backbone_, self.strategy_, state)
+        vars(self).update(self._as_if_done(network, self.backbone_))
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        passes = state.pop("_passes", None)
+        if passes is not None:
+            state["strategy_"] = clone(self.strategy_)  # without what it has taken down for the passes
+            if self.warm_start and passes.usable:
+                state["_passes_state"] = passes.state()
+        return state
+
+    def _end_passes(self) -> None:
+        """Let go of a network in training."""
+        self.__dict__.pop("_passes", None)
+        self.__dict__.pop("_passes_state", None)
+
+
+def plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:
+    """Return one epoch of skorch's history as plain numbers, with the learning rate that it began with."""
+    values = {key: value for key, value in epoch.items() if key != "batches"}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    return {"phase": "network", **plain, "lr": epoch["batches"][0]["lr"]}

@@ -1,0 +1,91 @@
+"""The rows that a network is trained on: checked, turned into targets, and held out in part."""
+
+from abc import abstractmethod
+
+import numpy as np
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length
+from torch import nn
+
+from sktl._finetuning._holding_out import split_rows, wants_held_out
+from sktl._finetuning._network import FittedNetwork
+from sktl.backbones import Backbone
+from sktl.inputs import ImagePreprocessor
+from sktl.training import Targets, TrainingData
+
+
+class TrainingRows(FittedNetwork):
+    """Check rows and what they should be; the methods that are abstract here say what y is."""
+
+    @abstractmethod
+    def _check_y(self, y) -> np.ndarray:
+        """Return y as an array, or say what is wrong with it."""
+
+    @abstractmethod
+    def _learn_targets(self, y: np.ndarray, weight: np.ndarray, goes_on: bool) -> Targets:
+        """Learn what y holds from the rows that count, and turn it into what the network should say.
+
+        If a fitted network goes on, y must hold what it held before.
+        """
+
+    @abstractmethod
+    def _known_targets(self, y: np.ndarray, weight: np.ndarray, name: str) -> Targets:
+        """Turn the y of further rows, called ``name`` in messages, into what the network should say."""
+
+    @abstractmethod
+    def _n_outputs(self) -> int:
+        """Return the width of the head's output."""
+
+    @abstractmethod
+    def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets) -> float:
+        """Fit a new head on embeddings to convergence; return its loss."""
+
+    def _strata(self, targets: Targets) -> np.ndarray | None:
+        """Return the class of each row, where a split should keep the classes in proportion."""
+        return None
+
+    def _scale_targets(self, targets: Targets, validation, goes_on: bool):
+        """Bring targets to the scale that the network learns on, found in the rows of training unless it goes on."""
+        return targets, validation
+
+    def _check_training_rows(self, X, y, sample_weight, backbone, goes_on: bool):
+        """Return the rows that have weight, their targets, and their positions in X."""
+        if y is None:
+            raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
+        X = self._check_input(X, reset=not goes_on)
+        y, sample_weight = self._check_targets(X, y, sample_weight)
+        counting = np.flatnonzero(sample_weight)
+        targets = self._learn_targets(y[counting], sample_weight[counting], goes_on)
+        if not goes_on:
+            self._learn_scaling(X, sample_weight)
+        return self._open_rows(X, backbone).take(counting), targets, counting
+
+    def _check_validation_rows(self, X, y, sample_weight, backbone):
+        self.validation_indices_ = None
+        if (X is None) != (y is None):
+            raise ValueError("X_val and y_val must be given together.")
+        if X is None:
+            return None
+        X = self._check_input(X, reset=False)
+        y, sample_weight = self._check_targets(X, y, sample_weight)
+        counting = np.flatnonzero(sample_weight)
+        targets = self._known_targets(y[counting], sample_weight[counting], "y_val")
+        return self._open_rows(X, backbone).take(counting), targets
+
+    def _check_targets(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray]:
+        y = self._check_y(y)
+        check_consistent_length(X, y)
+        sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        if not sample_weight.any():
+            raise ValueError("The sample weights must not all be zero: no row would count.")
+        return y, sample_weight
+
+    def _training_data(self, rows, targets: Targets, backbone: Backbone) -> TrainingData:
+        preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
+        return TrainingData(rows, targets, preprocess)
+
+    def _hold_out(self, rows, targets: Targets, seed: int):
+        """Split off validation rows, if early stopping wants them; say which."""
+        if not self.strategy_.trains_backbone or not wants_held_out(self.early_stopping, len(targets)):
+            return rows, targets, None, None
+        kept, held_out = split_rows(len(targets), self.validation_fraction, self._strata(targets), seed)
+        return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out)), held_out
