@@ -192,6 +192,11 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         disk = open_store(self.memory)
         return memory if disk is None else [*memory, disk]
 
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)  # by reference, and so without the way through __getstate__
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
         """Return settings and numbers, nothing that belongs to one machine or device."""
         state = dict(super().__getstate__())

@@ -61,7 +61,7 @@ IMPORTERS = {
     "uvicorn": {"serving"},
     "python_multipart": {"serving"},
     "prometheus_client": {"serving"},
-    "pandas": set(),
+    "pandas": {"distributed"},
     "polars": set(),
 }
 

@@ -59,6 +59,13 @@ def test_the_store_in_memory_is_left_aside(transformer, rng):
     assert transformer.cache_bytes > 0
 
 
+def test_a_folder_is_used(image_arrays, tmp_path):
+    transformer = PretrainedFeatureTransformer(image_size=32, memory=tmp_path).fit(image_arrays[0])
+    list(transformer.transform_batches([image_arrays[0]]))
+    _, stats = transformer.set_params(cache_bytes=0)._transform_with_stats(image_arrays[0])
+    assert (stats.computed, stats.from_stores) == (0, 30)
+
+
 def test_a_bad_row_is_named_with_its_batch(transformer, image_arrays):
     X = image_arrays[0]
     results = transformer.transform_batches([list(X[:2]), [X[2], b"no picture"]])

@@ -15,11 +15,6 @@ class PlainState(TrainingParameters):
     ``strategy_``.
     """
 
-    def __copy__(self):
-        copied = type(self).__new__(type(self))
-        copied.__dict__.update(self.__dict__)  # by reference, and so without the way through __getstate__
-        return copied
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if state.get("callbacks"):

@@ -1,10 +1,12 @@
 """Beyond one process: embeddings of more rows than one machine holds, and the doors to Dask and Ray."""
 
+from sktl.distributed._dask import embed_dask
 from sktl.distributed._shards import Shard, ShardReport, embed_to_parquet, read_parquet_rows, read_shards
 
 __all__ = [
     "Shard",
     "ShardReport",
+    "embed_dask",
     "embed_to_parquet",
     "read_parquet_rows",
     "read_shards",
