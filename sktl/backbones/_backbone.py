@@ -26,7 +26,7 @@ from sktl.backbones._stored import (
 from sktl.backbones._text import build_text_encoder
 from sktl.backbones._tokens import Tokenizer, takes_texts
 from sktl.backbones._views import FeatureView, PooledModule, example_input, make_view
-from sktl.exceptions import BackboneError
+from sktl.exceptions import BackboneError, UnsafeFileError
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +279,7 @@ def _recipe_from_plain(recipe: dict[str, Any]) -> dict[str, Any]:
         if recipe["kind"] != "timm" or not is_model(recipe["architecture"]):
             odd.append("kind, architecture")
     if odd:
-        raise BackboneError(f"The recipe of a backbone must build a network and do nothing else; it has {odd}.")
+        raise UnsafeFileError(f"the recipe of its network has {odd}, which do more than build a network.")
     return recipe
 
 

@@ -42,8 +42,9 @@ class WeightsShelf:
 
     def get(self, key: str) -> dict[str, torch.Tensor]:
         """Return the tensors that are kept under a key."""
+        data = self._read(key)
         try:
-            return safetensors.torch.load(self._read(key))
+            return safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(f"its weights {key!r} cannot be read: {error}") from error
 

@@ -230,10 +230,10 @@ def _read_layout(file: BinaryIO) -> tuple[dict[str, Extent], str]:
     file.seek(max(0, size - tail))
     seal = _SEAL.fullmatch(file.read())
     file.seek(0)
-    starts_as_zip = file.read(4) == b"PK\x03\x04"
-    if not starts_as_zip or seal is None:
-        kind = "it is a zip file, but its end is missing or another program wrote it" if starts_as_zip else "it is none"
-        raise DamagedFileError(f"{kind} of the files that sktl.save writes (truncated, or something else).")
+    if file.read(4) != b"PK\x03\x04":
+        raise DamagedFileError("it is none of the files that sktl.save writes.")
+    if seal is None:
+        raise DamagedFileError("its end is missing (it is truncated), or another program wrote it.")
     try:
         with zipfile.ZipFile(file) as archive:
             if len(archive.comment) != tail:
@@ -255,6 +255,8 @@ def _read_layout(file: BinaryIO) -> tuple[dict[str, Extent], str]:
         raise UnsafeFileError("there is something between its members.")
     if MANIFEST not in extents:
         raise DamagedFileError("it has no manifest.")
+    if extents[MANIFEST].size > _MAX_JSON:
+        raise UnsafeFileError(f"its manifest has {extents[MANIFEST].size:,} bytes; at most {_MAX_JSON:,} are read.")
     return extents, seal.group(1).decode()
 
 

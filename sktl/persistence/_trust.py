@@ -34,6 +34,14 @@ _HARMLESS = {
 }
 
 
+_REASONS = {
+    "sklearn.tree._tree.Tree": "(scikit-learn does not check the bounds of a tree's arrays: a forged one can crash.)",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": (
+        "(scikit-learn does not check the bounds of a tree's arrays: a forged one can crash.)"
+    ),
+}
+
+
 def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that skops may look up, of those that it does not trust by itself.
 
@@ -52,10 +60,11 @@ def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
     names = sorted(found)
     unknown = [name for name in names if not _is_known(name) and not any(fnmatchcase(name, each) for each in patterns)]
     if unknown:
+        reasons = "".join(f" {_REASONS[name]}" for name in unknown if name in _REASONS)
         raise UntrustedTypeError(
-            f"it names classes or functions that are neither scikit-learn's nor sktl's: {', '.join(unknown)}. If you "
-            "trust whoever made the file, and know what these do, name them: "
-            f"sktl.load(path, trusted={_suggestion(unknown)!r}).",
+            f"it names what is neither a plain part of scikit-learn nor one of sktl: {', '.join(unknown)}.{reasons} "
+            "Such a file can do what they do. If you made it yourself, or trust whoever did and know each of them, "
+            "pass them to sktl.load in the list trusted=; 'torch.nn.*' stands for all layers of torch.",
             unknown,
         )
     return names
@@ -88,13 +97,6 @@ def trusted_patterns(trusted: Trusted) -> list[str]:
         )
     each = [trusted] if isinstance(trusted, str | type) else trusted
     return [name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}" for name in each]
-
-
-def _suggestion(names: list[str]) -> list[str]:
-    """Return the names to trust, torch's layers by one pattern."""
-    layers = "torch.nn.modules.*"
-    short = [layers] if any(fnmatchcase(name, layers) for name in names) else []
-    return short + [name for name in names if not fnmatchcase(name, layers)]
 
 
 def _is_known(name: str) -> bool:
