@@ -17,10 +17,13 @@ from torch import nn
 from sktl.backbones import (
     Backbone,
     FeatureView,
+    check_referable,
+    current_shelf,
     input_kind,
     load_backbone,
     pack_module,
     pack_tensors,
+    refer,
     unpack_module,
     unpack_tensors,
 )
@@ -41,6 +44,7 @@ SHARED_CONSTRAINTS: dict[str, list] = {
     "max_pixels": [Interval(Integral, 1, None, closed="left")],
     "memory": [str, os.PathLike, HasMethods("cache"), Store, None],
     "cache_bytes": [Interval(Integral, 0, None, closed="left")],
+    "persist": [StrOptions({"embed", "reference"})],
     "verbose": ["verbose"],
 }
 
@@ -65,6 +69,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     """
 
     def _load_backbone(self) -> Backbone:
+        if self.persist == "reference":
+            check_referable(self.backbone, self.weights)
         return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
@@ -206,7 +212,19 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             state["weights"] = {"packed": pack_tensors(state["weights"])}
         if "backbone_" in state:
             state["memory"] = None  # a folder of this machine; all that is in it can be computed anew
+            if state.get("persist") == "reference":
+                state["backbone_"] = self._as_reference(state["backbone_"])
+        if current_shelf() is not None:
+            state.update(_paths_as_text(state))
         return state
+
+    def _as_reference(self, backbone: Backbone) -> Backbone:
+        """Return what a pickle or a file holds of a backbone whose public weights need not be in it."""
+        weights = backbone.reference
+        if weights is None:
+            source = {name: getattr(self, name) for name in ("backbone", "weights", "data_config", "image_size")}
+            weights = refer(backbone.module.state_dict(), backbone.low_rank, **source)
+        return backbone.with_weights(weights)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -229,6 +247,15 @@ def warn_of_truncation(rows, data_config: dict[str, Any]) -> None:
     """Warn if rows are texts of which some were cut off, once for the same rows."""
     if isinstance(rows, TextRows):
         rows.warn_of_truncation(data_config["max_length"])
+
+
+def _paths_as_text(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that are paths as a file holds them; it does not tell in which folder weights were."""
+    paths = {name: os.fspath(value) for name, value in state.items() if isinstance(value, os.PathLike)}
+    weights = state.get("weights")
+    if isinstance(weights, str | os.PathLike):
+        paths["weights"] = os.path.basename(weights)
+    return paths
 
 
 def _explain_columns_of_images(X, error: ValueError) -> None:

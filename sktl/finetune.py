@@ -100,6 +100,10 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Run in the training loop after sktl's own.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
+    persist : {"embed", "reference"}, default="embed"
+        What a pickle or a file of the fitted estimator holds of the network: all its weights, or the name and the
+        SHA-256 of the public ones that it started from, and what training changed of them. Those have to be found, or
+        fetched, where it is loaded.
     verbose : int, default=0
         From 1 on, training prints a line per epoch.
 
@@ -119,6 +123,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         How many numbers were trained; those of layers that came into training late count too.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
+    training_data_ : dict
+        What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
+        targets and weights, whatever their order.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
     input_kind_ : {"images", "texts", "numbers"}
@@ -186,6 +193,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         checkpoint=None,
         callbacks=None,
         net_params=None,
+        persist="embed",
         verbose=0,
     ):
         super().__init__(
@@ -216,6 +224,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             checkpoint=checkpoint,
             callbacks=callbacks,
             net_params=net_params,
+            persist=persist,
             verbose=verbose,
         )
         self.class_weight = class_weight

@@ -93,6 +93,10 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
         ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training.
+    persist : {"embed", "reference"}, default="embed"
+        What a pickle or a file of the fitted estimator holds of the network: all its weights, or the name and the
+        SHA-256 of the public ones that it started from, and what training changed of them. Those have to be found, or
+        fetched, where it is loaded.
     verbose : int, default=0
         From 1 on, training prints a line per epoch.
 
@@ -113,6 +117,9 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         How many numbers were trained.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
+    training_data_ : dict
+        What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
+        targets and weights, whatever their order.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
     input_kind_ : {"images", "texts", "numbers"}

@@ -82,6 +82,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         What ``transform`` returns. "torch" gives a tensor on the device that the network runs on, for estimators that
         compute there when scikit-learn's ``array_api_dispatch`` is on. A container asked for by ``set_output`` goes
         before it.
+    persist : {"embed", "reference"}, default="embed"
+        What a pickle or a file of the fitted estimator holds of the network: all its weights, or the name and the
+        SHA-256 of the public ones that it started from, and what training changed of them. Those have to be found, or
+        fetched, where it is loaded.
     verbose : int, default=0
         From 1 on, a progress bar is shown.
 
@@ -152,6 +156,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         cache_bytes=512 * 2**20,
         on_error="raise",
         output="numpy",
+        persist="embed",
         verbose=0,
     ):
         self.backbone = backbone
@@ -174,6 +179,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         self.cache_bytes = cache_bytes
         self.on_error = on_error
         self.output = output
+        self.persist = persist
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)

@@ -19,7 +19,8 @@ def digits():
 
 
 def make_classifier(strategy="feature_extraction", **parameters):
-    return FineTuneClassifier(strategy=strategy, **{"max_epochs": 1, "random_state": 0, **IMAGES, **parameters})
+    settings = {"strategy": strategy, "max_epochs": 1, "random_state": 0, **IMAGES, **parameters}
+    return FineTuneClassifier(**settings)
 
 
 def make_embed(**parameters):

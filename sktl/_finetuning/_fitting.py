@@ -23,6 +23,7 @@ from sktl.training import (
     Targets,
     ValidScore,
     build_network,
+    describe_rows,
     merge_duplicates,
     start_of_training,
     train,
@@ -84,6 +85,7 @@ class FineTuner(PassByPass):
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
             rows, targets, group = merge_duplicates(rows, targets)
+            self.training_data_ = describe_rows(rows, targets)
             if validation is None:
                 rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
                 self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]

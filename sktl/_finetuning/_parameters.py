@@ -65,6 +65,7 @@ class TrainingParameters(ImageEstimator):
         checkpoint=None,
         callbacks=None,
         net_params=None,
+        persist="embed",
         verbose=0,
     ):
         self.backbone = backbone
@@ -94,6 +95,7 @@ class TrainingParameters(ImageEstimator):
         self.checkpoint = checkpoint
         self.callbacks = callbacks
         self.net_params = net_params
+        self.persist = persist
         self.verbose = verbose
 
     def set_params(self, **params):

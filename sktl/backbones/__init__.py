@@ -11,7 +11,8 @@ from sktl.backbones._backbone import (
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import input_kind, list_backbones, load_backbone
-from sktl.backbones._stored import WeightsShelf, pack_tensors, unpack_tensors, weights_on
+from sktl.backbones._reference import add_low_rank, check_referable, refer
+from sktl.backbones._stored import WeightsShelf, current_shelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
 from sktl.backbones._views import POOLINGS, FeatureView, make_view
 
@@ -21,7 +22,10 @@ __all__ = [
     "Backbone",
     "FeatureView",
     "WeightsShelf",
+    "add_low_rank",
     "build_from_recipe",
+    "check_referable",
+    "current_shelf",
     "fingerprint",
     "input_kind",
     "layer_groups",
@@ -30,6 +34,7 @@ __all__ = [
     "make_view",
     "pack_module",
     "pack_tensors",
+    "refer",
     "reset_parameters",
     "shareless_state",
     "takes_texts",

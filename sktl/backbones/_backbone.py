@@ -1,14 +1,13 @@
 """What sktl knows of a pretrained network, whatever its source."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -51,6 +50,8 @@ class Backbone:
         Number of values per embedding, found by a forward pass.
     fingerprint : str
         SHA-256 of structure, state and data config; the same in every process.
+    low_rank : dict of str to pair of tensor
+        Matrices whose products training added to weights, by the names of these; empty unless it did so.
     """
 
     name: str
@@ -59,17 +60,20 @@ class Backbone:
     data_config: dict[str, Any] = field(repr=False)
     width: int
     fingerprint: str
+    low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     _views: dict[str, FeatureView] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_module(cls, name: str, module: nn.Module, recipe: dict, data_config: dict) -> "Backbone":
+    def from_module(
+        cls, name: str, module: nn.Module, recipe: dict, data_config: dict, low_rank: Mapping | None = None
+    ) -> "Backbone":
         """Freeze a network and find out its width and fingerprint."""
         module = module.eval().requires_grad_(False)
         data_config = plain_data_config(data_config)
         module, width = _pooled(name, module, data_config)
         identity = fingerprint(module, data_config)
         _built.setdefault(identity, module)
-        return cls(name, module, recipe, data_config, width, identity)
+        return cls(name, module, recipe, data_config, width, identity, low_rank or {})
 
     @property
     def input_kind(self) -> str:
@@ -106,8 +110,7 @@ class Backbone:
         return self._views[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"name", "recipe", "data_config", "width", "fingerprint"}
-        state = {key: value for key, value in self.__dict__.items() if key in kept}
+        state = {name: self.__dict__[name] for name in _KEPT}
         if current_shelf() is not None:
             state["recipe"] = _plain_recipe(self.recipe)
         return {**state, "weights": self._packed_weights()}
@@ -115,13 +118,34 @@ class Backbone:
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         weights = state.pop("weights")
+        state.update(_views={}, low_rank={})
         if current_shelf() is None:
-            self.__dict__.update(state, _views={}, _weights=weights)
+            self.__dict__.update(state, _weights=weights)
             return
         state["recipe"] = _recipe_from_plain(state["recipe"])
-        module = _module_with_weights(state["recipe"], unpack_tensors(weights))
+        module = _module_with_weights(state["recipe"], _unpack(weights))
+        if hasattr(weights, "unpack"):
+            state["_reference"] = weights
         state["fingerprint"] = fingerprint(module, state["data_config"])  # what a file says of itself may be wrong
-        self.__dict__.update(state, _views={}, module=module)
+        self.__dict__.update(state, module=_built.setdefault(state["fingerprint"], module))
+
+    def with_weights(self, weights: Any) -> "Backbone":
+        """Return a backbone for a pickle or a file that has these in place of its weights.
+
+        Parameters
+        ----------
+        weights : object
+            With a method ``unpack()``, which gives the weights.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update({name: self.__dict__[name] for name in _KEPT}, _views={}, low_rank={}, _weights=weights)
+        return other
+
+    @property
+    def reference(self) -> Any:
+        """What it was unpickled with in place of weights, or None."""
+        weights = self.__dict__.get("_weights", self.__dict__.get("_reference"))
+        return weights if hasattr(weights, "unpack") else None
 
     def __getattr__(self, name: str) -> Any:
         """Build the module of an unpickled backbone when it is first asked for, or share one that is there already."""
@@ -131,18 +155,26 @@ class Backbone:
             if "module" not in self.__dict__:
                 module = _built.get(self.fingerprint)
                 if module is None:
-                    module = _module_with_weights(self.recipe, unpack_tensors(self._weights))
+                    module = _module_with_weights(self.recipe, _unpack(self._weights))
                     _built[self.fingerprint] = module
                 self.__dict__["module"] = module
-                del self.__dict__["_weights"]
+                weights = self.__dict__.pop("_weights")
+                if hasattr(weights, "unpack"):
+                    self.__dict__["_reference"] = weights
         return self.__dict__["module"]
 
-    def _packed_weights(self) -> np.ndarray | str:
-        if "_weights" in self.__dict__ and current_shelf() is None:
-            return self._weights
+    def _packed_weights(self) -> Any:
+        weights = self.__dict__.get("_weights")
+        if weights is not None and (current_shelf() is None or hasattr(weights, "unpack")):
+            return weights
         return pack_tensors(self.module.state_dict(), self.fingerprint)
 
 
+def _unpack(weights: Any) -> dict[str, torch.Tensor]:
+    return weights.unpack() if hasattr(weights, "unpack") else unpack_tensors(weights)
+
+
+_KEPT = ("name", "recipe", "data_config", "width", "fingerprint")
 _building = RLock()
 _built: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # frozen modules by fingerprint, while in use
 

@@ -1,5 +1,6 @@
 """Weights that are kept apart from what refers to them, as in a file without pickle."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,10 @@ class WeightsShelf:
     ----------
     read : callable, default=None
         Takes a key, returns the bytes that were written under it; not needed for writing.
+    weights : path-like, default=None
+        The file with the weights that a model may refer to.
+    is_trusted : callable, default=None
+        Takes the name of a network that is to be looked up elsewhere, returns whether that place is trusted.
 
     Attributes
     ----------
@@ -27,8 +32,15 @@ class WeightsShelf:
         What was written, in safetensors' format.
     """
 
-    def __init__(self, read: Callable[[str], bytes] | None = None):
+    def __init__(
+        self,
+        read: Callable[[str], bytes] | None = None,
+        weights: str | os.PathLike | None = None,
+        is_trusted: Callable[[str], bool] | None = None,
+    ):
         self.blobs: dict[str, bytes] = {}
+        self.weights = weights
+        self.is_trusted = is_trusted
         self._read = read
         self._keys: dict[str, str] = {}
 

@@ -24,10 +24,11 @@ from sktl.exceptions import (
     UnsupportedObjectError,
     UntrustedTypeError,
     VersionWarning,
+    WeightsNotFoundError,
 )
 from sktl.persistence._container import Container, members_of, parse_json, write_container, zip_of
 from sktl.persistence._summary import summarize
-from sktl.persistence._trust import Trusted, check_trust, trusted_patterns, untrusted_names
+from sktl.persistence._trust import Trusted, check_trust, matches, trusted_patterns, untrusted_names
 
 # Whose versions are written down, and those of which another one is worth a warning.
 _PACKAGES = ("sktl", "scikit-learn", "torch", "timm", "skorch", "numpy", "skops", "safetensors")
@@ -102,7 +103,7 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     write_container(path, members, manifest)
 
 
-def load(path: str | os.PathLike, trusted: Trusted = None) -> Any:
+def load(path: str | os.PathLike, trusted: Trusted = None, *, weights: str | os.PathLike | None = None) -> Any:
     """Read an estimator from a file that :func:`sktl.save` wrote, without running anything that is in the file.
 
     Parameters
@@ -113,6 +114,8 @@ def load(path: str | os.PathLike, trusted: Trusted = None) -> Any:
         Classes and functions that may be looked up beside scikit-learn's and sktl's own: types, or their full names,
         in which wildcards may stand (``"torch.nn.*"``). Needed for networks of your own, and for decision trees, whose
         arrays scikit-learn does not check.
+    weights : path-like, default=None
+        The file with the public weights, where the estimator was made with ``persist="reference"`` and a file.
 
     Returns
     -------
@@ -127,6 +130,8 @@ def load(path: str | os.PathLike, trusted: Trusted = None) -> Any:
         If it is made as no file of sktl is.
     UntrustedTypeError
         If it names other classes or functions.
+    WeightsNotFoundError, WeightsMismatchError
+        If it refers to public weights that cannot be found, or are others than it was made from.
     FormatVersionError
         If it was written by a newer version of sktl, in a form not known here.
 
@@ -149,7 +154,10 @@ def load(path: str | os.PathLike, trusted: Trusted = None) -> Any:
         tree = _read_tree(container)
         allowed = check_trust(_skops().get_untrusted_types(data=tree), patterns)
         _warn_of_versions(container)
-        with weights_on(WeightsShelf(lambda key: container.read(f"weights/{key}.safetensors"))):
+        shelf = WeightsShelf(
+            lambda key: container.read(f"weights/{key}.safetensors"), weights, lambda name: matches(name, patterns)
+        )
+        with weights_on(shelf):
             return _skops().loads(tree, trusted=allowed)
 
 
@@ -204,6 +212,8 @@ def _errors_of(container: Container) -> Iterator[None]:
     except PersistenceError as error:
         message = str(error)
         raise type(error)(message if message.startswith(start) else f"{start}{message}") from error.__cause__
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(f"{start}{error}") from error
     except Exception as error:  # what is in a file that somebody made by hand may fail in any way
         raise DamagedFileError(
             f"{start}what is in it is no estimator that these versions know ({type(error).__name__}: {error}). It was "

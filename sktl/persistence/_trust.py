@@ -16,7 +16,7 @@ Trusted = Sequence[str | type] | str | type | None
 
 # The modules of sktl whose estimators and strategies may be named in a file; importing them does nothing else.
 _OWN_MODULES = ("sktl.transformer", "sktl.finetune", "sktl.regression", "sktl.strategies", "sktl.text_statistics")
-_OWN_TYPES = {"sktl.backbones._backbone.Backbone"}
+_OWN_TYPES = {"sktl.backbones._backbone.Backbone", "sktl.backbones._reference.ReferredWeights"}
 _HARMLESS = {
     "torch.device",
     "sklearn.calibration._CalibratedClassifier",
@@ -58,7 +58,7 @@ def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
         If there are others; none of them was imported.
     """
     names = sorted(found)
-    unknown = [name for name in names if not _is_known(name) and not any(fnmatchcase(name, each) for each in patterns)]
+    unknown = [name for name in names if not _is_known(name) and not matches(name, patterns)]
     if unknown:
         reasons = "".join(f" {_REASONS[name]}" for name in unknown if name in _REASONS)
         raise UntrustedTypeError(
@@ -68,6 +68,11 @@ def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
             unknown,
         )
     return names
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether a name is one of those trusted."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def untrusted_names(found: Iterable[str]) -> list[str]:

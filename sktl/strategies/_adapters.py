@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 from sktl._deps import import_extra
+from sktl.backbones import add_low_rank
 from sktl.exceptions import StrategyError
 from sktl.strategies._tuned import PROBE, SlowBackbone
 from sktl.strategies.base import TrainableNetwork
@@ -117,8 +118,12 @@ class LoRA(SlowBackbone):
 
     def finish(self, network: TrainableNetwork) -> None:
         for name, layer in list(_adapted(network.backbone)):
-            layer.merge()
-            network.backbone.set_submodule(name, layer.get_base_layer())
+            base = layer.get_base_layer()
+            left = layer.lora_B[_ADAPTER].weight.detach().flatten(1) * layer.scaling[_ADAPTER]
+            right = layer.lora_A[_ADAPTER].weight.detach().flatten(1)
+            base.weight.data = add_low_rank(base.weight.data, left, right)
+            network.low_rank[f"{name}.weight"] = (left, right)
+            network.backbone.set_submodule(name, base)
 
 
 def _is_mergeable(layer: nn.Module) -> bool:

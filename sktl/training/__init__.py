@@ -2,7 +2,7 @@
 
 from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
 from sktl.training.checkpoint import Checkpoint, describe_fit
-from sktl.training.data import Targets, TrainingData, merge_duplicates
+from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
@@ -21,6 +21,7 @@ __all__ = [
     "ValidScore",
     "build_network",
     "describe_fit",
+    "describe_rows",
     "fit_linear_head",
     "fit_ridge_head",
     "head_alone",

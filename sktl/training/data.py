@@ -1,5 +1,6 @@
 """Rows and targets as batches for the training loop."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,6 +183,26 @@ def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets, np.ndarray]:
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     weight = np.bincount(group, weights=targets.weight)
     return rows.take(first), Targets(targets.values[first], weight, targets.class_weight), group
+
+
+def describe_rows(rows, targets: Targets) -> dict[str, Any]:
+    """Say what a model was trained on without keeping it: how many rows, and a hash of their contents and targets.
+
+    Parameters
+    ----------
+    rows, targets
+        As :func:`merge_duplicates` returns them; the order in which they were given has no influence.
+
+    Returns
+    -------
+    description : dict
+        ``n_rows``, how many distinct ones, and ``sha256``.
+    """
+    digest = hashlib.sha256()
+    contents = map_rows(lambda index: rows[index].digest, rows, range(len(targets)))
+    for content, value, weight in zip(contents, targets.values, targets.weight, strict=True):
+        digest.update(content + value.tobytes() + weight.tobytes())
+    return {"n_rows": len(targets), "sha256": digest.hexdigest()}
 
 
 class EvenBatches(Sampler):

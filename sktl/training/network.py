@@ -35,6 +35,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self._always_eval: list[nn.Module] = []
+        self.low_rank: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # see sktl.backbones.add_low_rank
         self._embeddings: torch.Tensor | None = None
 
     @property
@@ -164,7 +165,9 @@ def trained_backbone(backbone: Backbone, network: Network) -> Backbone:
         After training; its backbone is shared with the result.
     """
     network.cpu().eval()
-    return Backbone.from_module(backbone.name, network.backbone, backbone.recipe, backbone.data_config)
+    return Backbone.from_module(
+        backbone.name, network.backbone, backbone.recipe, backbone.data_config, network.low_rank
+    )
 
 
 def restore_network(backbone: Backbone, strategy, head_state: dict[str, Any]) -> Network:

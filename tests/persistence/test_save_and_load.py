@@ -217,9 +217,22 @@ def test_inspect_tells_without_loading(models, tmp_path, monkeypatch):
     assert info.size == os.path.getsize(tmp_path / "model.sktl")
     assert info.versions["torch"] == version("torch")
     assert info.metrics == {"accuracy": 0.875}
+    assert info.training_data == models["lp_ft"].training_data_
     assert info.untrusted == []
     for text in ("sktl/tiny", "LinearProbeThenFineTuning()", "class 3", "0.875", "images of 32x32 pixels"):
         assert text in str(info)
+
+
+def test_training_data_are_told_apart_by_content_and_label_not_by_order():
+    def told(X, y, **options):
+        return make_classifier().fit(X, y, **options).training_data_
+
+    expected = told(X, Y)
+    assert expected["n_rows"] == 60
+    assert told(X[::-1], Y[::-1]) == expected
+    assert told(np.repeat(X, 2, axis=0), np.repeat(Y, 2), sample_weight=np.full(120, 0.5)) == expected
+    assert told(X[:-1], Y[:-1]) != expected
+    assert told(X, np.roll(Y, 1)) != expected
 
 
 def test_missing_file(tmp_path):
