@@ -125,7 +125,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Wall-clock time of ``fit``.
     training_data_ : dict
         What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
-        targets and weights, whatever their order.
+        targets and weights, whatever their order. Not set by ``partial_fit``.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
     input_kind_ : {"images", "texts", "numbers"}

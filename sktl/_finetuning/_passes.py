@@ -45,6 +45,7 @@ class PassByPass(TrainingRows):
         targets, _ = self._scale_targets(targets, None, not first)
         if getattr(self, "_passes", None) is None or not self._passes.usable:
             self._passes = self._begin_passes(first)
+        self.__dict__.pop("training_data_", None)  # it was of one fit
         self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
         self.fit_seconds_ += time.perf_counter() - started

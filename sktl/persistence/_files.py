@@ -1,6 +1,7 @@
 """Save a fitted estimator to a file without pickle, and load it again."""
 
 import io
+import json
 import math
 import os
 import platform
@@ -92,6 +93,7 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
                 f"This {type(estimator).__name__} holds something that has no form without pickle: {error} "
                 "Leave it out, or use pickle or joblib for people who trust you."
             ) from error
+    tree["schema.json"] = json.dumps(json.loads(tree["schema.json"]), separators=(",", ":")).encode()  # half the size
     members = {f"estimator/{name}": data for name, data in tree.items()}
     members |= {f"weights/{key}.safetensors": data for key, data in shelf.blobs.items()}
     manifest = {
