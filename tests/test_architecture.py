@@ -35,7 +35,7 @@ LEAVES = ROOMS[-1]
 
 # The rooms that may import a library (the longest matching name counts); numpy, torch, scikit-learn and tqdm are free.
 IMPORTERS = {
-    "PIL": {"inputs", "testing", "cli"},  # the last two draw images
+    "PIL": {"inputs", "testing", "cli", "serving"},  # the last two draw images
     "timm": {"backbones"},
     "timm.data": {"inputs"},
     "timm.data.resolve_model_data_config": {"backbones"},  # asks a network, knows nothing of images

@@ -73,6 +73,24 @@ examples:
 """
 
 
+_SERVE_TEXT = """\
+Answer requests for predictions over HTTP, with a model that `sktl compare` saved.
+
+  POST /predict     images as files of a form; JSON with classes and probabilities
+  GET  /            a page for people: drop a picture, see the classes
+  GET  /docs /model /health /metrics
+
+Requests that come together go through the network together. There is no password: what others can reach belongs
+behind a proxy that has one. SIGTERM and Ctrl+C finish what has begun. Needs: pip install "sktl[serve]"
+"""
+
+_SERVE_EXAMPLES = """\
+examples:
+  sktl serve sktl-compare/birds/model.joblib --gallery birds/
+  curl -F images=@holiday.jpg http://127.0.0.1:8000/predict
+"""
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keep line breaks, and leave room for the names of options."""
 
@@ -99,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_predict(commands)
     _add_export(commands)
+    _add_serve(commands)
     _add_embed(commands)
     _add_backbones(commands)
     return parser
@@ -223,6 +242,33 @@ def _add_embed(commands) -> None:
     _add_network(command.add_argument_group("the network"), size="the backbone's own")
 
 
+def _add_serve(commands) -> None:
+    command = _add_command(
+        commands,
+        "serve",
+        _run_serve,
+        help="answer requests for predictions over HTTP",
+        description=_SERVE_TEXT,
+        epilog=_SERVE_EXAMPLES,
+    )
+    command.add_argument("model", metavar="MODEL", help="the model.joblib of `sktl compare`, or an .onnx file")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
+    command.add_argument("--port", type=_at_least(0), default=8000, metavar="N", help="0: a free one (%(default)s)")
+    command.add_argument("--name", help="what the page calls the model (taken from the file's path)")
+    command.add_argument("--gallery", metavar="DIR", help="a folder of images; the most similar ones are shown")
+    limits = command.add_argument_group("what a request may take")
+    limits.add_argument(
+        "--max-upload", type=_at_least(1), default=32, metavar="MB", help="its length (%(default)s MiB)"
+    )
+    limits.add_argument("--max-images", type=_at_least(1), default=64, metavar="N", help="its images (%(default)s)")
+    limits.add_argument(
+        "--max-pixels", type=_at_least(1), default=50_000_000, metavar="N", help="pixels of an image (%(default)s)"
+    )
+    limits.add_argument(
+        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds for the answer (%(default)s)"
+    )
+
+
 def _add_backbones(commands) -> None:
     command = _add_command(
         commands,
@@ -258,6 +304,12 @@ def _run_embed(arguments) -> int:
     from sktl.cli._embed import run_embed
 
     return run_embed(arguments)
+
+
+def _run_serve(arguments) -> int:
+    from sktl.cli._serve import run_serve
+
+    return run_serve(arguments)
 
 
 def _run_backbones(arguments) -> int:
