@@ -11,12 +11,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
 from sktl.backbones import (
     Backbone,
     FeatureView,
+    adapt_backbone,
     check_referable,
     current_shelf,
     input_kind,
@@ -28,25 +29,8 @@ from sktl.backbones import (
     unpack_tensors,
 )
 from sktl.embedding import EmbeddingStats, Store, default_store, embed_with_stats, open_store
-from sktl.exceptions import InputError
+from sktl.exceptions import BackboneError, InputError
 from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
-
-SHARED_CONSTRAINTS: dict[str, list] = {
-    "backbone": [str, nn.Module],
-    "weights": [str, os.PathLike, Mapping, None],
-    "data_config": [Mapping, None],
-    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
-    "image_shape": [tuple, list, None],
-    "channels": [StrOptions({"first", "last"}), None],
-    "root": [str, os.PathLike, None],
-    "device": [str, torch.device],
-    "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
-    "max_pixels": [Interval(Integral, 1, None, closed="left")],
-    "memory": [str, os.PathLike, HasMethods("cache"), Store, None],
-    "cache_bytes": [Interval(Integral, 0, None, closed="left")],
-    "persist": [StrOptions({"embed", "reference"})],
-    "verbose": ["verbose"],
-}
 
 
 class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
@@ -68,16 +52,37 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
     """
 
+    def __sklearn_clone__(self):
+        """Keep a fitted estimator that serves as backbone as it is: its copy would have to be fitted anew."""
+        cloned = super().__sklearn_clone__()
+        if isinstance(self.backbone, ImageEstimator):
+            cloned.backbone = self.backbone
+        return cloned
+
     def _load_backbone(self) -> Backbone:
         if self.persist == "reference":
             check_referable(self.backbone, self.weights)
+        if isinstance(self.backbone, ImageEstimator):
+            if not (isinstance(self.weights, str) and self.weights == "pretrained"):
+                raise BackboneError("The 'weights' parameter is for named backbones; a fitted estimator has its own.")
+            return adapt_backbone(self.backbone._as_backbone(), self.data_config, self.image_size)
         return load_backbone(self.backbone, self.weights, self.data_config, self.image_size)
+
+    def _takes_texts(self) -> bool:
+        if isinstance(self.backbone, ImageEstimator):
+            return self.backbone._takes_texts()
+        return input_kind(self.backbone) == "texts"
+
+    def _as_backbone(self) -> Backbone:
+        """Return what the fitted estimator is to another one that has it as ``backbone=``."""
+        check_is_fitted(self)
+        return self.backbone_
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
         """Return X if it holds images or texts, else the table that scikit-learn makes of it; remember or compare."""
         if getattr(X, "ndim", 1) not in (0, 2) and hasattr(X, "__len__") and len(X) == 0:
             raise InputError("X is empty: at least one row is required.")
-        if input_kind(self.backbone) == "texts":
+        if self._takes_texts():
             kind = "texts"
             self._check_texts(X, reset)
         elif holds_images(X):
@@ -237,7 +242,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
-        takes_texts = input_kind(self.backbone) == "texts"
+        takes_texts = self._takes_texts()
         tags.input_tags.two_d_array = not takes_texts
         tags.input_tags.three_d_array = not takes_texts
         return tags
@@ -256,6 +261,24 @@ def _paths_as_text(state: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(weights, str | os.PathLike):
         paths["weights"] = os.path.basename(weights)
     return paths
+
+
+SHARED_CONSTRAINTS: dict[str, list] = {
+    "backbone": [str, nn.Module, ImageEstimator],
+    "weights": [str, os.PathLike, Mapping, None],
+    "data_config": [Mapping, None],
+    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, None],
+    "image_shape": [tuple, list, None],
+    "channels": [StrOptions({"first", "last"}), None],
+    "root": [str, os.PathLike, None],
+    "device": [str, torch.device],
+    "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+    "max_pixels": [Interval(Integral, 1, None, closed="left")],
+    "memory": [str, os.PathLike, HasMethods("cache"), Store, None],
+    "cache_bytes": [Interval(Integral, 0, None, closed="left")],
+    "persist": [StrOptions({"embed", "reference"})],
+    "verbose": ["verbose"],
+}
 
 
 def _explain_columns_of_images(X, error: ValueError) -> None:

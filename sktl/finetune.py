@@ -26,14 +26,15 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
 
     Parameters
     ----------
-    backbone : str or nn.Module, default="sktl/tiny"
+    backbone : str, nn.Module or fitted estimator, default="sktl/tiny"
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
-        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
+        ``"hf-hub:org/name"``, ``"local-dir:/path"``, a network of your own, which is copied, or a fitted
+        FineTuneClassifier, whose fine-tuned network is taken and whose head becomes the original head. For
+        texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="lp_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
-        ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"from_scratch"``, or an object from
-        :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
+        ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"lwf"``, ``"from_scratch"``, or an
+        object from :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
         or a random start.
@@ -111,6 +112,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels seen in ``fit``.
+    original_classes_ : ndarray of shape (n_original_classes,)
+        Labels of the task that the backbone was trained on, for ``predict_original``: those of a fitted classifier,
+        ImageNet's by the number of classes, else column numbers. Only there if the backbone brought a classifier.
     strategy_ : Strategy
         The strategy object that was used.
     backbone_ : Backbone

@@ -8,8 +8,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sktl import FineTuneClassifier, FineTuneRegressor
+from sktl.strategies import STRATEGIES
 
 DEFAULTS = {"image_shape": (8, 8), "image_size": 16, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
+
+# The named strategies for which any backbone will do.
+WAYS = {name: strategy for name, strategy in STRATEGIES.items() if not strategy.needs_original_head}
 
 
 class Net(nn.Module):

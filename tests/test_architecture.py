@@ -39,6 +39,7 @@ IMPORTERS = {
     "timm": {"backbones"},
     "timm.data": {"inputs"},
     "timm.data.resolve_model_data_config": {"backbones"},  # asks a network, knows nothing of images
+    "timm.data.imagenet_info": {"backbones"},  # names of classes
     "transformers": {"backbones"},
     "torchvision": set(),
     "joblib": {"embedding", "testing", "cli"},
@@ -189,7 +190,9 @@ def test_public_strategies():
         "FineTuning",
         "FromScratch",
         "GradualUnfreezing",
+        "JointTraining",
         "L2SP",
+        "LearningWithoutForgetting",
         "LinearProbeThenFineTuning",
         "LoRA",
         "PartialFineTuning",

@@ -10,16 +10,16 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
-from small_models import difference, make_model
+from small_models import WAYS, difference, make_model
 
 from sktl import FineTuneClassifier
 from sktl.backbones import fingerprint, load_backbone
 from sktl.exceptions import InputError
-from sktl.strategies import STRATEGIES, FeatureExtraction
+from sktl.strategies import FeatureExtraction
 
 SIZE = 32
-TRAINED = [name for name, strategy in STRATEGIES.items() if strategy.trains_backbone]
-FROZEN = [name for name in STRATEGIES if name not in TRAINED]
+TRAINED = [name for name, strategy in WAYS.items() if strategy.trains_backbone]
+FROZEN = [name for name in WAYS if name not in TRAINED]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def fitted(digits):
 # Every strategy -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_strategy_learns(fitted, digits, strategy):
     model = fitted(strategy)
     assert model.score(digits[0][:120], digits[1][:120]) > 0.3  # chance is 0.1
-    assert repr(model.strategy_) == repr(STRATEGIES[strategy]())
+    assert repr(model.strategy_) == repr(WAYS[strategy]())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_outputs_agree(fitted, digits, strategy):
     model, X = fitted(strategy), digits[0][120:140]
     proba, scores, labels = model.predict_proba(X), model.decision_function(X), model.predict(X)
@@ -73,7 +73,7 @@ def test_outputs_agree(fitted, digits, strategy):
     np.testing.assert_array_equal(model.classes_[proba.argmax(axis=1)], labels)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_transform_gives_what_the_head_works_on(fitted, digits, strategy):
     model, X = fitted(strategy), digits[0][120:125]
     embeddings = model.transform(X)
@@ -143,7 +143,7 @@ def test_from_scratch_does_not_depend_on_pretrained_weights(few):
     assert difference(pretrained, other.fit(*few)) == 0.0
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_own_network_is_not_changed(few, strategy):
     model = make_model(strategy)
     before = copy.deepcopy(model.backbone.state_dict())
@@ -189,7 +189,7 @@ def test_labels_in_any_container(few, labels):
     assert list(model.classes_) == ["one", "two", "zero"]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_two_classes(few, strategy):
     X, y = few[0], few[1] > 0
     model = make_model(strategy).fit(X, y)

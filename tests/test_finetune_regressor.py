@@ -9,12 +9,12 @@ from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
-from small_models import difference, make_regressor, three_digits
+from small_models import WAYS, difference, make_regressor, three_digits
 
 from sktl import FineTuneRegressor
-from sktl.strategies import STRATEGIES, FeatureExtraction
+from sktl.strategies import FeatureExtraction
 
-TRAINED = [name for name, strategy in STRATEGIES.items() if strategy.trains_backbone]
+TRAINED = [name for name, strategy in WAYS.items() if strategy.trains_backbone]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_predictions_have_the_shape_of_y(few, strategy):
     assert np.isfinite(model.score(X, several))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_units_of_y_do_not_matter(few, strategy):
     X, y = few
     plain = make_regressor(strategy).fit(X, y).predict(X)
@@ -75,7 +75,7 @@ def test_constant_target_is_predicted(few):
     np.testing.assert_allclose(make_regressor("lp_ft").fit(X, np.full(len(y), 7.0)).predict(X), 7.0, atol=0.1)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_weight_is_repetition(few, strategy):
     X, y = few
     weight = np.arange(len(y)) % 3

@@ -16,11 +16,12 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from small_models import WAYS
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
 from sktl.backbones import shareless_state
 from sktl.embedding import default_store
-from sktl.strategies import STRATEGIES, PartialFineTuning
+from sktl.strategies import PartialFineTuning
 
 IMAGES = {"image_shape": (8, 8), "image_size": 32}
 
@@ -45,13 +46,12 @@ def models(digits):
     """Fitted models by name: one per strategy, a pipeline, a search."""
     X, y = digits
     made = {
-        name: FineTuneClassifier(strategy=name, max_epochs=1, random_state=0, batch_size=64, **IMAGES)
-        for name in STRATEGIES
+        name: FineTuneClassifier(strategy=name, max_epochs=1, random_state=0, batch_size=64, **IMAGES) for name in WAYS
     }
     return {name: model.fit(X, y) for name, model in {**made, "pipeline": make_pipe(), "search": make_search()}.items()}
 
 
-NAMES = [*STRATEGIES, "pipeline", "search"]
+NAMES = [*WAYS, "pipeline", "search"]
 
 
 def joblib_round_trip(model):
@@ -88,14 +88,14 @@ for path in folder.glob("*.pickle"):
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), model.predict_proba(digits[0]), err_msg=name)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WAYS)
 def test_pickle_holds_the_weights_and_little_else(models, name):
     model = models[name]
     n_bytes = len(safetensors.torch.save(shareless_state(model.net_.module_)))
     assert len(pickle.dumps(model)) <= 1.05 * n_bytes
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WAYS)
 def test_restored_model_is_whole(models, digits, name):
     restored = pickle.loads(pickle.dumps(models[name]))
     assert restored.history_ == models[name].history_
@@ -106,7 +106,7 @@ def test_restored_model_is_whole(models, digits, name):
     np.testing.assert_array_equal(restored.predict_proba(digits[0]), models[name].predict_proba(digits[0]))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WAYS)
 def test_copying_leaves_global_generators_alone(models, name):
     before = torch.get_rng_state()
     pickle.loads(pickle.dumps(models[name]))

@@ -80,7 +80,7 @@ class FineTuner(PassByPass):
         with as_before_on_failure(self):
             self.strategy_ = strategy
             goes_on = self.warm_start and hasattr(self, "net_")
-            backbone = self.backbone_ if goes_on else self._load_backbone()
+            backbone = self._own_backbone() if goes_on else self._load_backbone()
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone, goes_on)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
@@ -112,6 +112,7 @@ class FineTuner(PassByPass):
         checkpoint,
     ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
+        backbone, draw_original = self._open_original_data(backbone)
         network = build_network(backbone, self._n_outputs(), self.strategy_, seed, head)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
@@ -121,7 +122,8 @@ class FineTuner(PassByPass):
             goes_on = head is not None and self.strategy_.trains_backbone
             embeddings = self._fit_head(network, rows, targets, backbone, solve=not goes_on)
         if self.strategy_.trains_backbone:
-            self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, embeddings))
+            start = start_of_training(self.strategy_, backbone, embeddings, draw_original)
+            self.strategy_.on_train_begin(network, start)
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
@@ -134,6 +136,7 @@ class FineTuner(PassByPass):
         else:
             self.net_ = self._make_net(network, torch.device("cpu")).initialize()
             self.backbone_ = backbone
+        self._keep_original_head(backbone, network.original_head)
 
     def _fit_head(self, network, rows, targets: Targets, backbone, *, solve: bool) -> np.ndarray | None:
         """Fit the head, if it is new, on the backbone's embeddings of the rows; return these, if they are of use."""

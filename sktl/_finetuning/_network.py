@@ -10,12 +10,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sktl._base import EmbeddingMixin
+from sktl._finetuning._original import OriginalTask
 from sktl._finetuning._state import PlainState
 from sktl.backbones import Backbone
-from sktl.training import make_net, trained_backbone
+from sktl.training import head_outputs, make_net, trained_backbone
 
 
-class FittedNetwork(EmbeddingMixin, PlainState, ABC):
+class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     """Make nets, and run the fitted one.
 
     Attributes
@@ -75,8 +76,5 @@ class FittedNetwork(EmbeddingMixin, PlainState, ABC):
         return self._embed(rows, self.backbone_.view, stored=not self.strategy_.trains_backbone)
 
     def _outputs(self, X) -> np.ndarray:
-        """Return the head's output of shape (n, n_outputs), float64: else it would hang on how many rows are given."""
-        embeddings = torch.from_numpy(self._embeddings(X))
-        head = copy.deepcopy(self.net_.module_.head).double()
-        with torch.inference_mode():
-            return head(embeddings.double()).numpy()
+        """Return the head's output of shape (n, n_outputs), float64."""
+        return head_outputs(self.net_.module_.head, self._embeddings(X))

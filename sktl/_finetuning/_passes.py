@@ -54,6 +54,7 @@ class PassByPass(TrainingRows):
         """Set what the first pass finds, and no later one changes."""
         self.strategy_ = resolve_strategy(self.strategy)
         self.backbone_ = self._load_backbone()
+        self._keep_original_head(self.backbone_, None)
         self.validation_indices_ = None
         self.history_: list[dict[str, Any]] = []
         self.fit_seconds_ = 0.0

@@ -10,7 +10,8 @@ from sktl.backbones._backbone import (
 )
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
-from sktl.backbones._load import input_kind, list_backbones, load_backbone
+from sktl.backbones._load import adapt_backbone, input_kind, list_backbones, load_backbone
+from sktl.backbones._original import OriginalHead
 from sktl.backbones._reference import add_low_rank, check_referable, refer
 from sktl.backbones._stored import WeightsShelf, current_shelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
@@ -21,7 +22,9 @@ __all__ = [
     "POOLINGS",
     "Backbone",
     "FeatureView",
+    "OriginalHead",
     "WeightsShelf",
+    "adapt_backbone",
     "add_low_rank",
     "build_from_recipe",
     "check_referable",

@@ -1,6 +1,7 @@
 """What sktl knows of a pretrained network, whatever its source."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import nn
 from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
+from sktl.backbones._original import OriginalHead
 from sktl.backbones._stored import (
     current_shelf,
     describe_module,
@@ -52,6 +54,8 @@ class Backbone:
         SHA-256 of structure, state and data config; the same in every process.
     low_rank : dict of str to pair of tensor
         Matrices whose products training added to weights, by the names of these; empty unless it did so.
+    original_head : OriginalHead or None
+        The classifier that was cut off, where there was one: no part of the identity, and left out of pickles.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Backbone:
     width: int
     fingerprint: str
     low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+    original_head: OriginalHead | None = field(default=None, repr=False)
     _views: dict[str, FeatureView] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -108,6 +113,10 @@ class Backbone:
         if key not in self._views:
             self._views[key] = make_view(self.module, self.fingerprint, self.data_config, **choice)
         return self._views[key]
+
+    def with_original_head(self, head: OriginalHead | None) -> "Backbone":
+        """Return the same backbone with another head beside it, or none."""
+        return dataclasses.replace(self, original_head=head)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: self.__dict__[name] for name in _KEPT}

@@ -13,6 +13,7 @@ from torch import nn
 
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
+from sktl.backbones._original import cut_off_head
 from sktl.backbones._text_load import PREFIX, load_text_backbone, source_identity
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
@@ -83,16 +84,8 @@ def load_backbone(
     >>> load_backbone("sktl/tiny").data_config["input_size"][0]
     3
     """
-    overrides = dict(data_config or {})
     kind = input_kind(backbone)
-    known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise BackboneError(f"The 'data_config' parameter must not hold {unknown[0]!r}; it may hold {sorted(known)}.")
-    if image_size is not None:
-        if kind == "texts":
-            raise BackboneError(f"The 'image_size' parameter must be None for backbone={backbone!r}: it takes texts.")
-        overrides["input_size"] = (3, *_pair(image_size))
+    overrides = _overrides(data_config, image_size, kind)
     if isinstance(backbone, nn.Module):
         if not (isinstance(weights, str) and weights == "pretrained"):
             raise BackboneError("The 'weights' parameter is for named backbones; load them into your network instead.")
@@ -123,6 +116,26 @@ def input_kind(backbone: str | nn.Module) -> str:
     ('images', 'texts')
     """
     return "texts" if isinstance(backbone, str) and backbone.startswith(PREFIX) else "images"
+
+
+def adapt_backbone(
+    backbone: Backbone, data_config: Mapping[str, Any] | None = None, image_size: int | tuple[int, int] | None = None
+) -> Backbone:
+    """Let a backbone that is there already take images in another way; it is shared, not copied.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Left as it is.
+    data_config, image_size : default=None
+        As in :func:`load_backbone`.
+    """
+    overrides = _overrides(data_config, image_size, backbone.input_kind)
+    if not overrides:
+        return backbone
+    config = {**backbone.data_config, **overrides}
+    adapted = Backbone.from_module(backbone.name, backbone.module, backbone.recipe, config)
+    return adapted.with_original_head(backbone.original_head)
 
 
 def list_backbones(filter: str = "", *, pretrained: bool = True) -> list[str]:
@@ -156,6 +169,22 @@ def list_backbones(filter: str = "", *, pretrained: bool = True) -> list[str]:
     return bundled + list(timm.list_models(filter, pretrained=pretrained))
 
 
+def _overrides(
+    data_config: Mapping[str, Any] | None, image_size: int | tuple[int, int] | None, kind: str
+) -> dict[str, Any]:
+    """Return what is to be changed of a data config, for a backbone that takes images or texts."""
+    overrides = dict(data_config or {})
+    known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise BackboneError(f"The 'data_config' parameter must not hold {unknown[0]!r}; it may hold {sorted(known)}.")
+    if image_size is not None:
+        if kind == "texts":
+            raise BackboneError("The 'image_size' parameter must be None for a backbone that takes texts.")
+        overrides["input_size"] = (3, *_pair(image_size))
+    return overrides
+
+
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return (int(image_size),) * 2 if isinstance(image_size, Integral) else tuple(image_size)
 
@@ -177,8 +206,9 @@ def _from_name(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbo
     architecture, kwargs = _architecture(name)
     if "input_size" in overrides and _has_fixed_size(name, architecture):
         kwargs["img_size"] = tuple(overrides["input_size"][1:])
-    module = create_with_weights(name, weights, **kwargs)
-    return _with_data_config(name, module, {"kind": "timm", "architecture": architecture, "kwargs": kwargs}, overrides)
+    module, network = create_with_weights(name, weights, **kwargs)
+    recipe = {"kind": "timm", "architecture": architecture, "kwargs": kwargs}
+    return _with_data_config(name, module, recipe, overrides, network)
 
 
 def _from_bundled(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbone:
@@ -186,25 +216,32 @@ def _from_bundled(name: str, weights: Weights, overrides: dict[str, Any]) -> Bac
     kwargs = dict(card["architecture_kwargs"])
     if isinstance(weights, str) and weights == "pretrained":
         weights = bundled_state(name)
-    module = create_with_weights(card["architecture"], weights, **kwargs)
+    module, _ = create_with_weights(card["architecture"], weights, **kwargs)
     recipe = {"kind": "timm", "architecture": card["architecture"], "kwargs": kwargs}
     return Backbone.from_module(name, module, recipe, {**card["data_config"], **overrides})
 
 
 def _from_module(module: nn.Module, overrides: dict[str, Any]) -> Backbone:
     network = copy.deepcopy(module).cpu().float()
+    whole = None
     if hasattr(network, "reset_classifier") and getattr(network, "num_classes", 0):
+        whole = copy.deepcopy(network)
         network.reset_classifier(0)
     name = type(module).__name__
-    backbone = _with_data_config(name, network, {}, overrides)
+    backbone = _with_data_config(name, network, {}, overrides, whole)
     backbone.recipe.update(module_recipe(backbone.module))
     return backbone
 
 
-def _with_data_config(name: str, module: nn.Module, recipe: dict, overrides: dict[str, Any]) -> Backbone:
+def _with_data_config(
+    name: str, module: nn.Module, recipe: dict, overrides: dict[str, Any], network: nn.Module | None
+) -> Backbone:
     from timm.data import resolve_model_data_config
 
-    return Backbone.from_module(name, module, recipe, {**resolve_model_data_config(module), **overrides})
+    backbone = Backbone.from_module(name, module, recipe, {**resolve_model_data_config(module), **overrides})
+    if network is None:
+        return backbone
+    return backbone.with_original_head(cut_off_head(network, backbone.module, backbone.data_config["input_size"]))
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ Weights = str | os.PathLike | Mapping[str, torch.Tensor] | None
 _SAFE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
-def create_with_weights(architecture: str, weights: Weights, **kwargs: Any) -> nn.Module:
+def create_with_weights(architecture: str, weights: Weights, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
     """Build a timm model without classifier, with the weights asked for.
 
     Parameters
@@ -34,14 +34,19 @@ def create_with_weights(architecture: str, weights: Weights, **kwargs: Any) -> n
     -------
     module : nn.Module
         The model, without classifier.
+    network : nn.Module or None
+        The same model with the classifier that it was trained with, where the weights hold one.
     """
     if weights is None:
-        return _create(architecture, **kwargs)
+        return _create(architecture, **kwargs), None
     if isinstance(weights, str) and weights == "pretrained":
         return _create_pretrained(architecture, **kwargs)
     if isinstance(weights, Mapping):
-        return _create_from_state(architecture, dict(weights), "the state dict given as weights=", **kwargs)
-    return _create_from_state(architecture, read_weights_file(weights), f"the file {str(weights)!r}", **kwargs)
+        state, origin = dict(weights), "the state dict given as weights="
+    else:
+        state, origin = read_weights_file(weights), f"the file {str(weights)!r}"
+    module = _create_from_state(architecture, state, origin, **kwargs)
+    return module, _with_classifier(architecture, module, state, **kwargs)
 
 
 def read_weights_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -83,18 +88,39 @@ def read_weights_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise BackboneError(f"The file {str(path)!r} cannot be read as weights: {error}") from error
 
 
-def _create(architecture: str, seed: int = 0, **kwargs: Any) -> nn.Module:
+def _create(architecture: str, seed: int = 0, num_classes: int | None = 0, **kwargs: Any) -> nn.Module:
     import timm
 
     with private_torch_rng(seed):
-        return timm.create_model(architecture, num_classes=0, **kwargs)
+        return timm.create_model(architecture, num_classes=num_classes, **kwargs)
 
 
-def _create_pretrained(architecture: str, **kwargs: Any) -> nn.Module:
+def _create_pretrained(architecture: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
     try:
-        return _create(architecture, pretrained=True, **kwargs)
+        network = _create(architecture, num_classes=None, pretrained=True, **kwargs)  # as published
+        if not getattr(network, "num_classes", 0):
+            return network, None
+        module = _create(architecture, **kwargs)
+        own = _without_classifier(module, network.state_dict())
+        if _shapes(own) != _shapes(module.state_dict()):
+            return _create(architecture, pretrained=True, **kwargs), None
     except Exception as error:  # whatever hub, network and disk may raise, told once and in full
         raise WeightsNotFoundError(not_found_message(architecture, error)) from error
+    module.load_state_dict(own)
+    return module, network
+
+
+def _with_classifier(architecture: str, module: nn.Module, state: dict, **kwargs: Any) -> nn.Module | None:
+    """Build the model with the classifier that a state dict holds; None if it holds none of the usual form."""
+    classifier = module.pretrained_cfg.get("classifier")
+    weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    if weight is None:
+        return None
+    network = _create(architecture, num_classes=len(weight), **kwargs)
+    if _shapes(state) != _shapes(network.state_dict()):
+        return None
+    network.load_state_dict(state)
+    return network
 
 
 def not_found_message(architecture: str, error: Exception) -> str:

@@ -3,6 +3,7 @@
 from sktl.strategies._adapters import BitFit, LoRA
 from sktl.strategies._anchored import L2SP, WiseFT
 from sktl.strategies._frozen import FeatureExtraction
+from sktl.strategies._remembering import JointTraining, LearningWithoutForgetting
 from sktl.strategies._resolve import STRATEGIES, resolve_strategy
 from sktl.strategies._tuned import (
     FineTuning,
@@ -22,6 +23,8 @@ __all__ = [
     "FineTuning",
     "FromScratch",
     "GradualUnfreezing",
+    "JointTraining",
+    "LearningWithoutForgetting",
     "LinearProbeThenFineTuning",
     "LoRA",
     "PartialFineTuning",

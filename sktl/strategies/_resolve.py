@@ -8,6 +8,7 @@ from sktl.exceptions import StrategyError
 from sktl.strategies._adapters import BitFit, LoRA
 from sktl.strategies._anchored import L2SP, WiseFT
 from sktl.strategies._frozen import FeatureExtraction
+from sktl.strategies._remembering import LearningWithoutForgetting
 from sktl.strategies._tuned import (
     FineTuning,
     FromScratch,
@@ -27,6 +28,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "bitfit": BitFit,
     "l2_sp": L2SP,
     "wise_ft": WiseFT,
+    "lwf": LearningWithoutForgetting,
     "from_scratch": FromScratch,
 }
 
@@ -75,6 +77,10 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
 
 
 def _named(name: str) -> type[Strategy]:
+    if name in ("joint", "joint_training"):
+        raise StrategyError(
+            f"strategy={name!r} needs the data of the old task: give an object, strategy=JointTraining(X_old, y_old)."
+        )
     if name not in STRATEGIES:
         matches = difflib.get_close_matches(name.lower(), STRATEGIES, n=1, cutoff=0.5)
         guess = f" Did you mean {matches[0]!r}?" if matches else ""

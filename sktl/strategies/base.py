@@ -67,8 +67,8 @@ class Start:
         The backbone's parameters as they were given, on the CPU, shared and read-only; None unless
         ``needs_initial_weights``.
     draw_original : callable or None
-        Takes a number of rows and draws so many of the old task, where the strategy brings them, as a tuple of images
-        and class indices; each row comes once before any comes twice.
+        Takes a number of rows and draws so many of the old task at random, where the strategy brings them; returns
+        their images and class indices.
     """
 
     embeddings: np.ndarray | None = None
@@ -95,6 +95,8 @@ class Strategy(BaseEstimator):
     needs_original_head : bool
         True if the head of the old task is part of the network and trained along, as ``network.original_head``; a
         backbone that brings none is an error then.
+    brings_original_data : bool
+        True if the strategy's ``X`` and ``y`` are rows of the old task; :attr:`Start.draw_original` draws from them.
     needs_initial_weights : bool
         True if :attr:`Start.initial_weights` shall hold the backbone's weights as they were given.
     updates_batch_norm : bool
@@ -125,6 +127,7 @@ class Strategy(BaseEstimator):
     starts_pretrained: ClassVar[bool] = True
     fits_head_first: ClassVar[bool] = False
     needs_original_head: ClassVar[bool] = False
+    brings_original_data: ClassVar[bool] = False
     needs_initial_weights: ClassVar[bool] = False
     updates_batch_norm: ClassVar[bool] = False
     C: float = 10.0

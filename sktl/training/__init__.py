@@ -3,7 +3,7 @@
 from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
 from sktl.training.checkpoint import Checkpoint, describe_fit
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
-from sktl.training.head import fit_linear_head, fit_ridge_head
+from sktl.training.head import fit_linear_head, fit_ridge_head, head_outputs, pack_head, unpack_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
@@ -25,8 +25,10 @@ __all__ = [
     "fit_linear_head",
     "fit_ridge_head",
     "head_alone",
+    "head_outputs",
     "make_net",
     "merge_duplicates",
+    "pack_head",
     "plain_callbacks",
     "plain_history",
     "put_history",
@@ -34,4 +36,5 @@ __all__ = [
     "start_of_training",
     "train",
     "trained_backbone",
+    "unpack_head",
 ]

@@ -95,6 +95,22 @@ class TrainingData(Dataset):
         images = self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
         return _without_padding(images) if images.ndim == 2 else images
 
+    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw rows with torch's default generator: each at most once, unless there are fewer than asked for.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+
+        Returns
+        -------
+        images, values : tensor
+            Of the rows drawn.
+        """
+        index = torch.randperm(len(self))[:n] if n <= len(self) else torch.randint(len(self), (n,))
+        return self._images_of(index), self._values[index]
+
     def _fits_in_memory(self) -> bool:
         return self._prepare_row(0).nbytes * len(self) <= RAM_BUDGET
 

@@ -1,11 +1,15 @@
 """Fitting a linear head on embeddings, to convergence or in closed form."""
 
+import copy
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from sktl.backbones import pack_module, unpack_module
 from sktl.training.data import Targets
 
 NARROW = 0.01
@@ -71,6 +75,54 @@ def fit_ridge_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C:
     _write(head, coef / scale, intercept, mean)
     losses = ((scaled @ coef.T + intercept - targets.values) ** 2).mean(axis=1)
     return float(np.average(losses, weights=targets.loss_weight))
+
+
+def head_outputs(head: nn.Module, embeddings: np.ndarray) -> np.ndarray:
+    """Run a head on embeddings, in float64: else the result would hang on how many rows are given.
+
+    Parameters
+    ----------
+    head : nn.Module
+        Left as it is.
+    embeddings : ndarray of shape (n, width)
+        One row per image.
+
+    Returns
+    -------
+    outputs : ndarray of shape (n, n_outputs), float64
+    """
+    head = copy.deepcopy(head).double()
+    with torch.inference_mode():
+        return head(torch.from_numpy(embeddings).double()).numpy()
+
+
+def pack_head(head: nn.Module) -> dict[str, Any]:
+    """Return a head as plain data, on no device.
+
+    Parameters
+    ----------
+    head : nn.Module
+        Left as it is.
+    """
+    if type(head) is nn.Linear:
+        return {"kind": "linear", **{name: value.detach().cpu().numpy() for name, value in head.state_dict().items()}}
+    return {"kind": "module", "module": pack_module(head)}
+
+
+def unpack_head(packed: dict[str, Any]) -> nn.Module:
+    """Build the head that :func:`pack_head` packed.
+
+    Parameters
+    ----------
+    packed : dict
+        Left as it is.
+    """
+    if packed["kind"] == "module":
+        return unpack_module(packed["module"]).eval().requires_grad_(False)
+    state = {name: torch.tensor(value) for name, value in packed.items() if name != "kind"}
+    head = nn.utils.skip_init(nn.Linear, *reversed(state["weight"].shape), bias="bias" in state)
+    head.load_state_dict(state)
+    return head.eval().requires_grad_(False)
 
 
 def _standardised(embeddings: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """The network in training: a copy of the backbone, and a new head."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,8 @@ import torch
 from torch import nn
 
 from sktl._random import private_torch_rng
-from sktl.backbones import Backbone, build_from_recipe, layer_groups, reset_parameters
+from sktl.backbones import Backbone, OriginalHead, build_from_recipe, layer_groups, reset_parameters
+from sktl.exceptions import StrategyError
 from sktl.strategies import Start
 
 
@@ -25,12 +28,23 @@ class Network(nn.Module):
         Per channel; 8-bit images are normalised with them.
     updates_batch_norm : bool, default=False
         Whether trained batch normalisation layers follow the statistics of the new data.
+    original_head : nn.Module, default=None
+        Maps embeddings to the old task's outputs; trained by the strategy's penalty.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, mean, std, updates_batch_norm: bool = False):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        mean,
+        std,
+        updates_batch_norm: bool = False,
+        original_head: nn.Module | None = None,
+    ):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.original_head = original_head
         self.updates_batch_norm = updates_batch_norm
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -115,6 +129,8 @@ def build_network(
         elif backbone.recipe["kind"] == "module":
             reset_parameters(module)
         network = _with_head(assemble(module, backbone, n_outputs, strategy.updates_batch_norm), head)
+        if strategy.needs_original_head:
+            network.original_head = copy.deepcopy(_original_head(backbone, strategy).module)
         network.requires_grad_(True)
         strategy.prepare(network)
     network.eval()
@@ -128,7 +144,19 @@ def _with_head(network: Network, state: dict[str, torch.Tensor] | None) -> Netwo
     return network
 
 
-def start_of_training(strategy, backbone: Backbone, embeddings: np.ndarray | None) -> Start:
+def _original_head(backbone: Backbone, strategy) -> OriginalHead:
+    if backbone.original_head is None:
+        raise StrategyError(
+            f"{type(strategy).__name__} needs the classifier of the old task, and the backbone {backbone.name!r} "
+            "brings none. Give a published network, a file of weights that holds a classifier, or a fitted "
+            "FineTuneClassifier as backbone=."
+        )
+    return backbone.original_head
+
+
+def start_of_training(
+    strategy, backbone: Backbone, embeddings: np.ndarray | None, draw_original: Callable | None = None
+) -> Start:
     """Gather what a strategy may take down before training.
 
     Parameters
@@ -139,9 +167,11 @@ def start_of_training(strategy, backbone: Backbone, embeddings: np.ndarray | Non
         What training starts from.
     embeddings : ndarray of shape (n, width) or None
         Those of the training rows, where the head was fitted on them.
+    draw_original : callable, default=None
+        Draws rows of the old task.
     """
     initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
-    return Start(embeddings, initial)
+    return Start(embeddings, initial, draw_original)
 
 
 def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batch_norm: bool) -> Network:

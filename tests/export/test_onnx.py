@@ -14,12 +14,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from small_models import make_network
+from small_models import WAYS, make_network
 
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer, export_onnx
 from sktl.exceptions import ExportError, InputError, MissingExtraError
 from sktl.inputs import ImagePreprocessor
-from sktl.strategies import STRATEGIES
 
 onnx = pytest.importorskip("onnx", reason='needs the extra: pip install "sktl[onnx]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs the extra: pip install "sktl[onnx]"')
@@ -76,7 +75,7 @@ def test_embeddings_of_a_view(shapes):
     np.testing.assert_allclose(OnnxModel(to_onnx(model)).transform(shapes[0]), model.transform(shapes[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_probabilities_of_each_strategy(strategy, shapes):
     model = classify(strategy).fit(*shapes)
     graph = OnnxModel(to_onnx(model))

@@ -1,12 +1,13 @@
 """Strategies as values: named, copied, checked, and searched like any scikit-learn parameter."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from torch import nn
 
 from sktl import strategies
-from sktl.backbones import load_backbone
+from sktl.backbones import OriginalHead, load_backbone
 from sktl.exceptions import StrategyError
 from sktl.strategies import STRATEGIES, FineTuning, PartialFineTuning, Strategy, resolve_strategy
 from sktl.training import build_network
@@ -14,7 +15,8 @@ from sktl.training import build_network
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone("test_resnet", weights=None, image_size=32)
+    backbone = load_backbone("test_resnet", weights=None, image_size=32)
+    return backbone.with_original_head(OriginalHead.from_module(nn.Linear(backbone.width, 4), np.arange(4)))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from small_models import make_model, make_network, three_digits
+from small_models import WAYS, make_model, make_network, three_digits
 from torch import nn
 
 from sktl.backbones import load_backbone
 from sktl.exceptions import MissingExtraError, StrategyError
 from sktl.strategies import (
     L2SP,
-    STRATEGIES,
     Batch,
     BitFit,
     FineTuning,
@@ -312,7 +311,7 @@ def test_wise_ft_lies_between_linear_probe_and_fine_tuning():
 # What all have in common ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.trains_backbone])
+@pytest.mark.parametrize("name", [name for name, strategy in WAYS.items() if strategy.trains_backbone])
 def test_nothing_taken_down_for_training_is_kept(name):
     model = make_model(name, max_epochs=1).fit(*three_digits())
     assert vars(model.strategy_).keys() == model.strategy_.get_params().keys()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from small_models import difference, make_model, three_digits
+from small_models import WAYS, difference, make_model, three_digits
 
 from sktl import FineTuneClassifier
-from sktl.strategies import STRATEGIES, FeatureExtraction
+from sktl.strategies import FeatureExtraction
 
-TRAINED = [name for name, strategy in STRATEGIES.items() if strategy.trains_backbone]
+TRAINED = [name for name, strategy in WAYS.items() if strategy.trains_backbone]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def few():
 # Randomness -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_same_seed_same_weights(few, strategy):
     assert difference(make_model(strategy).fit(*few), make_model(strategy).fit(*few)) == 0.0
 
@@ -63,7 +63,7 @@ print(hashlib.sha256(model.fit(X[:40], y[:40]).predict_proba(X[:50]).tobytes()).
     assert found == hashlib.sha256(model.fit(X[:40], y[:40]).predict_proba(X[:50]).tobytes()).hexdigest()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_global_state_is_left_alone(few, strategy):
     def state():
         return (
@@ -86,7 +86,7 @@ def test_global_state_is_left_alone(few, strategy):
 # Weights of rows ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_weight_is_repetition(few, strategy):
     X, y = few
     weight = np.arange(len(y)) % 3

@@ -1,0 +1,196 @@
+"""The task that a backbone was trained on before: its head, its rows, and what is left of it after training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted
+from torch import nn
+
+from sktl._finetuning._parameters import TrainingParameters
+from sktl.backbones import Backbone, OriginalHead
+from sktl.exceptions import BackboneError, StrategyError
+from sktl.inputs import ImagePreprocessor
+from sktl.training import Targets, TrainingData, fit_linear_head, head_outputs, pack_head, unpack_head
+
+
+class OriginalTask(TrainingParameters):
+    """Answer for the old task too, where the backbone brought a classifier.
+
+    A subclass has ``_embeddings(X)``, and calls the methods below in ``fit``.
+
+    Attributes
+    ----------
+    _original : OriginalHead or None
+        The old task's head, as it is after ``fit``.
+    """
+
+    _original: OriginalHead | None = None
+
+    def _open_original_data(self, backbone: Backbone) -> tuple[Backbone, Callable | None]:
+        """Return the backbone with a head for the old rows that the strategy brings, and what draws from these."""
+        if not self.strategy_.brings_original_data:
+            return backbone, None
+        X = self._check_input(self.strategy_.X, reset=False)
+        y = _check_y(self.strategy_.y, multi_output=False, y_numeric=False, estimator=self)
+        check_consistent_length(X, y)
+        rows = self._open_rows(X, backbone)
+        if backbone.original_head is None:
+            backbone = self._fit_original_head(rows, y, backbone)
+        targets = _plain_targets(column_numbers(y, backbone.original_head.classes, "The y of JointTraining"))
+        return backbone, TrainingData(rows, targets, ImagePreprocessor(backbone.data_config)).draw
+
+    def _fit_original_head(self, rows, y: np.ndarray, backbone: Backbone) -> Backbone:
+        classes, columns = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise StrategyError(f"The y of JointTraining holds one class, {classes[0]!r}; at least 2 are needed.")
+        head = nn.utils.skip_init(nn.Linear, backbone.width, len(classes))  # draws no random numbers
+        fit_linear_head(head, self._embed(rows, backbone.view), _plain_targets(columns), self.strategy_.C)
+        return backbone.with_original_head(OriginalHead.from_module(head, classes))
+
+    def _keep_original_head(self, backbone: Backbone, trained: nn.Module | None) -> None:
+        """Remember the old head: the one that training changed, or the one that the backbone brought."""
+        head = backbone.original_head
+        self._original = OriginalHead.from_module(trained, head.classes) if trained is not None else head
+        self.__dict__.pop("original_classes_", None)
+        if self._original is not None:
+            self.original_classes_ = self._original.classes
+
+    def _own_backbone(self) -> Backbone:
+        """Return the backbone as it is after ``fit``, with the old head as it is: what a further fit starts from."""
+        return self.backbone_.with_original_head(self._original)
+
+    def predict_proba_original(self, X) -> np.ndarray:
+        """Compute the probabilities of the old task's classes.
+
+        The old head works on the embeddings of the backbone as it is after ``fit``, so this shows what is left of the
+        old task. Strategies that train the old head along answer with the trained one.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        proba : ndarray of shape (n, n_original_classes), float32
+            Rows sum to 1; columns in the order of ``original_classes_``.
+
+        Raises
+        ------
+        BackboneError
+            If the backbone brought no classifier.
+        """
+        return softmax(self._original_outputs(X), axis=1).astype(np.float32)
+
+    def predict_original(self, X) -> np.ndarray:
+        """Predict labels of the old task.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,)
+            Of ``original_classes_``.
+
+        Raises
+        ------
+        BackboneError
+            If the backbone brought no classifier.
+        """
+        outputs = self._original_outputs(X)
+        return self.original_classes_[outputs.argmax(axis=1)]
+
+    def score_original(self, X, y, sample_weight=None) -> float:
+        """Compute the accuracy on the old task: compared before and after ``fit``, it is what was forgotten.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            Images of the old task, in the same form as in ``fit``.
+        y : array-like of shape (n,)
+            Their labels, of ``original_classes_``; where these are names, column numbers will do.
+        sample_weight : array-like of shape (n,), default=None
+            How much each row counts.
+
+        Returns
+        -------
+        score : float
+            Share of the rows whose label is predicted.
+
+        Raises
+        ------
+        BackboneError
+            If the backbone brought no classifier.
+        """
+        outputs = self._original_outputs(X)
+        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
+        wanted = column_numbers(y, self.original_classes_, "y")
+        return float(accuracy_score(wanted, outputs.argmax(axis=1), sample_weight=sample_weight))
+
+    def _original_outputs(self, X) -> np.ndarray:
+        check_is_fitted(self)
+        if self._original is None:
+            raise BackboneError(
+                f"The backbone {self.backbone_.name!r} brought no classifier of an old task, so nothing can be said of "
+                "one. Published networks bring theirs, and so does a fitted FineTuneClassifier as backbone=."
+            )
+        return head_outputs(self._original.module, self._embeddings(X))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if state.get("_original") is not None:
+            state["_original"] = {"head": pack_head(self._original.module), "classes": self._original.classes}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if state.get("_original") is not None:
+            packed = state["_original"]
+            state["_original"] = OriginalHead(unpack_head(packed["head"]), packed["classes"])
+        super().__setstate__(state)
+
+    def _as_backbone(self) -> Backbone:
+        """Return the fine-tuned backbone; a classifier's own head is the original head of the next task."""
+        backbone = super()._as_backbone()
+        if not hasattr(self, "classes_"):
+            return backbone.with_original_head(None)
+        return backbone.with_original_head(OriginalHead.from_module(self.net_.module_.head, self.classes_))
+
+
+def column_numbers(y: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
+    """Return the position of each label among the classes.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+        Labels, or column numbers where the classes are no numbers.
+    classes : ndarray of shape (n_classes,)
+        In any order.
+    name : str
+        What y is called in messages.
+
+    Raises
+    ------
+    ValueError
+        If y holds a label that is none of the classes.
+    """
+    if y.dtype.kind in "iu" and classes.dtype.kind not in "iufb":
+        classes = np.arange(len(classes))
+    places: dict[Any, int] = {label: place for place, label in enumerate(classes.tolist())}
+    unknown = sorted({str(label) for label in y.tolist() if label not in places})
+    if unknown:
+        raise ValueError(
+            f"{name} holds labels that are none of the old task's {len(classes)} classes: {unknown[:5]}. See "
+            "original_classes_ of the estimator, or the classes that its backbone brings."
+        )
+    return np.array([places[label] for label in y.tolist()], dtype=np.int64)
+
+
+def _plain_targets(columns: np.ndarray) -> Targets:
+    return Targets(columns, np.ones(len(columns)))
