@@ -50,6 +50,7 @@ IMPORTERS = {
     "safetensors": {"backbones", "embedding"},
     "skops": {"persistence"},
     "matplotlib": {"plots"},
+    "accelerate": {"distributed"},
     "fsspec": {"embedding"},
     "pyarrow": {"distributed"},
     "ray": {"distributed"},

@@ -23,6 +23,7 @@ from sktl.training import (
     Targets,
     ValidScore,
     build_network,
+    current_peers,
     describe_rows,
     merge_duplicates,
     start_of_training,
@@ -83,6 +84,7 @@ class FineTuner(PassByPass):
             backbone = self._own_backbone() if goes_on else self._load_backbone()
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone, goes_on)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+            seed = current_peers().agree(seed)
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
             rows, targets, group = merge_duplicates(rows, targets)
             self.training_data_ = describe_rows(rows, targets)

@@ -1,25 +1,29 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
-from sktl.training.callbacks import EpochTasks, StopEarly, ValidScore
+from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
 from sktl.training.checkpoint import Checkpoint, describe_fit
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head, head_outputs, pack_head, unpack_head
 from sktl.training.net import make_net, train
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
+from sktl.training.peers import Peers, current_peers, training_with
 from sktl.training.plain import plain_callbacks, plain_history, put_history
 
 __all__ = [
     "Checkpoint",
     "EmbeddingRows",
+    "EpochReport",
     "EpochTasks",
     "Network",
     "Passes",
+    "Peers",
     "StopEarly",
     "Targets",
     "TrainingData",
     "ValidScore",
     "build_network",
+    "current_peers",
     "describe_fit",
     "describe_rows",
     "fit_linear_head",
@@ -36,5 +40,6 @@ __all__ = [
     "start_of_training",
     "train",
     "trained_backbone",
+    "training_with",
     "unpack_head",
 ]

@@ -90,6 +90,27 @@ class EpochTasks(Callback):
             raise EarlyStop
 
 
+class EpochReport(Callback):
+    """Tell somebody the figures of each epoch.
+
+    Parameters
+    ----------
+    report : callable
+        Takes a dict of the epoch's number, its losses and its score, all plain numbers.
+    """
+
+    def __init__(self, report):
+        self.report = report
+
+    def on_epoch_end(self, net, **kwargs):
+        self.report({name: value for name, value in net.history[-1].items() if _is_figure(name, value)})
+
+
+def _is_figure(name: str, value) -> bool:
+    """Tell figures from skorch's notes on which of them is the best so far."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not name.endswith("_best")
+
+
 class FiniteLoss(Callback):
     """Stop with an error as soon as the loss is no number."""
 

@@ -232,12 +232,27 @@ class EvenBatches(Sampler):
         Upper bound of a batch's size.
     generator : torch.Generator, default=None
         Shuffles the rows anew in each epoch; None keeps their order.
+    part : (int, int), default=(0, 1)
+        Which part of each batch to give, of how many.
+
+    Raises
+    ------
+    ValueError
+        If batches have fewer rows than parts.
     """
 
-    def __init__(self, n: int, batch_size: int, generator: torch.Generator | None = None):
+    def __init__(
+        self, n: int, batch_size: int, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
+    ):
         self.n = n
         self.batch_size = batch_size
         self.generator = generator
+        self.part = part
+        if n // len(self) < part[1]:
+            raise ValueError(
+                f"{part[1]} processes cannot share batches of {n // len(self)} rows: give a larger batch_size, or "
+                "train in fewer processes."
+            )
 
     def __len__(self) -> int:
         return -(-self.n // self.batch_size)
@@ -245,12 +260,14 @@ class EvenBatches(Sampler):
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.n) if self.generator is None else torch.randperm(self.n, generator=self.generator)
         for batch in torch.tensor_split(order, len(self)):
-            yield batch.tolist()
+            yield batch[self.part[0] :: self.part[1]].tolist()
 
 
-def batches(dataset: TrainingData, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
-    """Return an iterable of batches, as skorch's ``iterator_train`` and ``iterator_valid`` want it."""
-    sampler = EvenBatches(len(dataset), batch_size, generator)
+def batches(
+    dataset: TrainingData, batch_size: int, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
+) -> DataLoader:
+    """Return an iterable of batches or their parts, as skorch's ``iterator_train`` and ``iterator_valid`` want it."""
+    sampler = EvenBatches(len(dataset), batch_size, generator, part)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is, generator=generator)
 
 

@@ -20,11 +20,12 @@ from torch import nn
 from sktl._random import private_torch_rng
 from sktl.strategies import Batch
 from sktl.training.activations import PrefixOnce
-from sktl.training.callbacks import EarlyStop, FiniteLoss, Schedule, StrategyEpochs, warmup_cosine
+from sktl.training.callbacks import EarlyStop, FiniteLoss, Schedule, StrategyEpochs, ValidScore, warmup_cosine
 from sktl.training.checkpoint import Checkpoint
 from sktl.training.data import TrainingData, batches
 from sktl.training.network import Network
 from sktl.training.parts import Parts
+from sktl.training.peers import current_peers
 from sktl.training.prefix import FrozenPrefix
 
 
@@ -96,7 +97,8 @@ class TransferNet(NeuralNet):
             self._zero_grad_optimizer()
             return _gathered(self._step_on_part(batch, part, training=True, **fit_params) for part in parts)
 
-        return self.parts_.run(len(batch[0]), attempt)
+        step = self.parts_.run(len(batch[0]), attempt)
+        return {**step, "loss": self.peers_.combine(self.module_, step["loss"], len(batch[0]))}
 
     def validation_step(self, batch, **fit_params):
         """Compute outputs and loss of a batch over its parts; see skorch."""
@@ -106,7 +108,8 @@ class TransferNet(NeuralNet):
             with torch.no_grad():
                 return _gathered(self._step_on_part(batch, part, training=False, **fit_params) for part in parts)
 
-        return self.parts_.run(len(batch[0]), attempt)
+        step = self.parts_.run(len(batch[0]), attempt)
+        return {**step, "loss": self.peers_.mean(step["loss"])}  # the same in all, for they are to stop together
 
     def _step_on_part(self, batch, part: slice, training: bool, **fit_params) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a part's share of the batch's loss, and its outputs; both without a graph."""
@@ -143,6 +146,8 @@ class TransferNet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.parts_ = Parts(self.n_parts, torch.device(self.device))
+        self.peers_ = current_peers()
+        self.peers_.start_alike(self.module_)
         self.notify("on_train_begin", X=X, y=y)
         with suppress(EarlyStop):
             self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
@@ -268,14 +273,19 @@ def train(
         Keeps the state after each epoch, and goes on from there.
     """
     generator = torch.Generator().manual_seed(seed)
+    peers = current_peers()
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
+    # First, so that the callbacks of a user see what they recorded.
+    scores = [each for each in callbacks if isinstance(each[1], ValidScore)]
     once = PrefixOnce([data] if valid is None else [data, valid])
     net.set_params(
         iterator_train__generator=generator,
+        iterator_train__part=(peers.rank, peers.size),
         train_split=predefined_split(valid) if valid is not None else None,
         callbacks=[
+            *scores,
             *net.callbacks,
-            *callbacks,
+            *(each for each in callbacks if each not in scores),
             *([("prefix", once)] if net.cache_prefix and net.max_epochs > 1 else []),
             ("clip", GradientNormClipping(1.0)),
             ("schedule", Schedule(warmup_cosine(n_steps))),
@@ -283,7 +293,7 @@ def train(
         ],
     )
     device = torch.device(net.device)
-    with private_torch_rng(seed, device):
+    with private_torch_rng(seed + peers.rank, device):
         net.fit(data, None)
     _finish(net, data)
 
