@@ -49,7 +49,7 @@ class Store:
         raise NotImplementedError
 
     def claim(self, namespace, digests):
-        """Announce that this process is about to compute rows.
+        """Announce that this process, or this thread of it, is about to compute rows.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class Store:
         Returns
         -------
         taken : set of bytes
-            Digests that another process is computing, or has just stored: they are not claimed.
+            Digests that somebody else is computing, or has just stored: they are not claimed.
         """
         return set()
 
@@ -93,6 +93,7 @@ class MemoryStore(Store):
 
     def __init__(self, max_bytes=DEFAULT_MAX_BYTES):
         self.max_bytes = max_bytes
+        self._claims = {}
         self._rows = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -114,9 +115,28 @@ class MemoryStore(Store):
         with self._lock:
             for digest, row in frozen.items():
                 self._drop((namespace, digest))
+                self._claims.pop((namespace, digest), None)
                 self._rows[namespace, digest] = row
                 self._bytes += row.nbytes + _OVERHEAD
             self._evict()
+
+    def claim(self, namespace, digests):
+        """Claim rows for this thread; see :meth:`Store.claim`."""
+        me, taken = threading.get_ident(), set()
+        with self._lock:
+            for digest in digests:
+                key = (namespace, digest)
+                if key in self._rows or self._claims.setdefault(key, me) != me:
+                    taken.add(digest)
+        return taken
+
+    def release(self, namespace, digests):
+        """Give claims up; see :meth:`Store.release`."""
+        me = threading.get_ident()
+        with self._lock:
+            for digest in digests:
+                if self._claims.get((namespace, digest)) == me:
+                    del self._claims[namespace, digest]
 
     def resize(self, max_bytes):
         """Change the bound.
@@ -133,6 +153,7 @@ class MemoryStore(Store):
     def unlock(self):
         """Make a forked child independent of threads that only its parent has."""
         self._lock = threading.Lock()
+        self._claims = {}
 
     def __getstate__(self):
         return {"max_bytes": self.max_bytes}
@@ -194,10 +215,13 @@ class Shelf:
         self._claimed.difference_update(rows)
 
     def claim(self, digests):
-        """Claim rows wherever other processes look; those that others have are returned."""
+        """Claim rows wherever other threads and processes look; those that others have are returned."""
         taken = set()
-        for store in self.stores:
-            taken |= store.claim(self.namespace, [digest for digest in digests if digest not in taken])
+        for position, store in enumerate(self.stores):
+            refused = store.claim(self.namespace, [digest for digest in digests if digest not in taken])
+            for earlier in self.stores[:position] if refused else ():
+                earlier.release(self.namespace, list(refused))
+            taken |= refused
         self._claimed.update(digest for digest in digests if digest not in taken)
         return taken
 
