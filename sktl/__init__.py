@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sktl.backbones import list_backbones
     from sktl.export import export_onnx
     from sktl.finetune import FineTuneClassifier
-    from sktl.persistence import inspect, load, save
+    from sktl.persistence import inspect, load, push_to_hub, save
     from sktl.regression import FineTuneRegressor
     from sktl.text_statistics import TextStatistics
     from sktl.transformer import PretrainedFeatureTransformer
@@ -32,6 +32,7 @@ __all__ = [
     "inspect",
     "list_backbones",
     "load",
+    "push_to_hub",
     "save",
     "strategies",
 ]
@@ -45,6 +46,7 @@ _HOMES = {
     "inspect": "sktl.persistence",
     "list_backbones": "sktl.backbones",
     "load": "sktl.persistence",
+    "push_to_hub": "sktl.persistence",
     "save": "sktl.persistence",
 }
 

@@ -175,6 +175,7 @@ def test_public_names():
         "inspect",
         "list_backbones",
         "load",
+        "push_to_hub",
         "save",
         "strategies",
     ]

@@ -18,6 +18,7 @@ from PIL import Image
 
 import sktl
 from sktl.cli import main
+from sktl.cli._candidates import SmallPixels
 from sktl.cli._output import command_line, write_whole
 
 QUICK = ["--image-size", "32", "--epochs", "1", "--cv", "2", "--jobs", 1]
@@ -80,7 +81,7 @@ def compared_digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(compared):
     """File of the model that a comparison saved."""
-    return compared.folder / "model.joblib"
+    return compared.folder / "model.sktl"
 
 
 class TestCompare:
@@ -141,12 +142,12 @@ class TestCompare:
     def test_writes_a_picture_and_leaves_nothing_unfinished(self, compared):
         assert (compared.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
         files = sorted(os.listdir(compared.folder))
-        assert files == ["comparison.csv", "comparison.png", "comparison.txt", "model.joblib"]
+        assert files == ["comparison.csv", "comparison.png", "comparison.txt", "model.sktl"]
 
     def test_saves_the_winner(self, compared, model, image_paths):
         paths, labels = image_paths
         winner = read_csv(compared.folder / "comparison.csv")[0]["way"]
-        estimator = joblib.load(model)
+        estimator = sktl.load(model, trusted=[SmallPixels])
         assert getattr(estimator, "strategy", "pipeline") == (winner if "+" not in winner else "pipeline")
         assert estimator.score(paths, labels) > 0.8
 
@@ -176,7 +177,7 @@ class TestCompare:
         done = run("compare", image_folder, *QUICK, "--strategies", "feature_extraction", "--out", tmp_path)
         assert done.code == 0
         assert 'pip install "sktl[plots]"' in done.out
-        assert sorted(os.listdir(tmp_path)) == ["comparison.csv", "comparison.txt", "model.joblib"]
+        assert sorted(os.listdir(tmp_path)) == ["comparison.csv", "comparison.txt", "model.sktl"]
 
 
 class TestCompareDigits:
@@ -330,7 +331,7 @@ class TestPredict:
         assert "There is no model" in refusal("predict", tmp_path / "model.joblib", "a.png")
 
     def test_file_that_is_no_model(self, image_paths):
-        assert "is no model that can be read here" in refusal("predict", image_paths[0][0], image_paths[0][1])
+        assert "none of the files that sktl.save writes" in refusal("predict", image_paths[0][0], image_paths[0][1])
 
     def test_pickle_of_something_else(self, tmp_path):
         (tmp_path / "list.pickle").write_bytes(pickle.dumps([1, 2]))
@@ -373,7 +374,7 @@ class TestTheRest:
         assert done.stdout.startswith("usage: sktl")
         assert done.stdout.endswith("False False\n")
 
-    @pytest.mark.parametrize("command", ["compare", "predict", "backbones"])
+    @pytest.mark.parametrize("command", ["compare", "predict", "inspect", "backbones"])
     def test_every_command_has_examples(self, command):
         done = run(command, "--help")
         assert done.code == 0
@@ -383,7 +384,7 @@ class TestTheRest:
         assert "COMMAND" in refusal()
 
     def test_predict_warns_of_pickles(self):
-        assert "use only models from people you trust" in run("predict", "--help").out
+        assert "use only those from people you trust" in " ".join(run("predict", "--help").out.split())
 
     def test_reader_that_leaves_early(self):
         reader, writer = os.pipe()

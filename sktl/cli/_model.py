@@ -1,11 +1,16 @@
 """Reading the model that a command is given."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import joblib
 
+from sktl.cli._candidates import SmallPixels
 from sktl.exceptions import InputError
+from sktl.persistence import load
+
+_PICKLES = (".joblib", ".pkl", ".pickle")
 
 
 def load_model(path: Path, *, runtime: str = "auto") -> Any:
@@ -14,9 +19,9 @@ def load_model(path: Path, *, runtime: str = "auto") -> Any:
     Parameters
     ----------
     path : Path
-        A pickle written by joblib, or an ONNX file that ``sktl export`` wrote.
+        A file that :func:`sktl.save` wrote, a pickle written by joblib, or an ONNX file that ``sktl export`` wrote.
     runtime : {"auto", "onnx"}, default="auto"
-        "onnx" turns a pickled model into an ONNX graph in memory and lets onnxruntime run that; an ONNX file is run by
+        "onnx" turns a saved model into an ONNX graph in memory and lets onnxruntime run that; an ONNX file is run by
         it in any case.
 
     Returns
@@ -30,15 +35,23 @@ def load_model(path: Path, *, runtime: str = "auto") -> Any:
         If there is no such file, or it holds no model.
     """
     if not path.is_file():
-        raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.joblib.")
+        raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.sktl.")
     is_graph = path.suffix.lower() == ".onnx"
-    model = _open_graph(path) if is_graph else _unpickle(path)
+    read = _open_graph if is_graph else _unpickle if path.suffix.lower() in _PICKLES else _load
+    model = read(path)
     if not hasattr(model, "predict"):
         raise InputError(f"The file {str(path)!r} holds no classifier, but an object of type {type(model).__name__!r}.")
     return _as_graph(model) if runtime == "onnx" and not is_graph else model
 
 
+def _load(path: Path) -> Any:
+    return load(path, trusted=[SmallPixels])  # the baseline of `sktl compare` may have won
+
+
 def _unpickle(path: Path) -> Any:
+    print(
+        f"sktl: note: {path} is a pickle, and reading it runs what is inside; .sktl files run nothing", file=sys.stderr
+    )
     try:
         return joblib.load(path)
     except Exception as error:  # a file that is no pickle, or one of another version, can raise anything

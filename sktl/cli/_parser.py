@@ -10,7 +10,7 @@ _MAIN_EXAMPLES = """\
 examples:
   sktl compare digits                     try every way of transfer on scikit-learn's handwritten digits
   sktl compare birds                      ... on your pictures: birds/heron/*.jpg, birds/stork/*.jpg, ...
-  sktl predict sktl-compare/birds/model.joblib holiday/
+  sktl predict sktl-compare/birds/model.sktl holiday/
   sktl embed holiday/ --out holiday.parquet
   sktl backbones mobilenet
 """
@@ -40,13 +40,14 @@ Predict the class of image files with a model that `sktl compare` saved.
 Prints one line per file: its name, the class, and the probability of the class. A file that cannot be read is
 reported, and the others are predicted all the same; the exit status is then 1.
 
-The model is a pickle, and reading a pickle runs what is inside: use only models from people you trust.
+The model holds no pickle: reading it runs nothing that is inside. A .joblib or .pkl file is read too, and does run what
+is inside: use only those from people you trust.
 """
 
 _PREDICT_EXAMPLES = """\
 examples:
-  sktl predict sktl-compare/birds/model.joblib holiday/ one-more.jpg
-  sktl predict sktl-compare/birds/model.joblib holiday/ --proba --csv > holiday.csv
+  sktl predict sktl-compare/birds/model.sktl holiday/ one-more.jpg
+  sktl predict sktl-compare/birds/model.sktl holiday/ --proba --csv > holiday.csv
 """
 
 
@@ -55,6 +56,10 @@ Write a model that `sktl compare` saved as an ONNX graph, which onnxruntime and 
 
 The graph takes 8-bit RGB pixels, resized to the network's input size, and gives label and probabilities; how to resize
 is in the file's metadata. `sktl predict FILE.onnx ...` does it all. Needs the extra: pip install "sktl[onnx]"
+"""
+
+_INSPECT_TEXT = """\
+Say what is in a saved model without loading it: network, strategy, classes, sizes, versions, hashes, metrics.
 """
 
 _EMBED_TEXT = """\
@@ -116,6 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_compare(commands)
     _add_predict(commands)
+    _add_inspect(commands)
     _add_export(commands)
     _add_serve(commands)
     _add_embed(commands)
@@ -196,7 +202,7 @@ def _add_predict(commands) -> None:
         epilog=_PREDICT_EXAMPLES,
     )
     command.add_argument(
-        "model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote, or the .onnx file of `sktl export`"
+        "model", metavar="MODEL", help="the model.sktl that `sktl compare` wrote, or the .onnx file of `sktl export`"
     )
     command.add_argument("images", nargs="+", metavar="FILE|DIR", help="image files, or folders of them")
     command.add_argument("--proba", action="store_true", help="print the probability of every class")
@@ -216,10 +222,23 @@ def _add_export(commands) -> None:
         _run_export,
         help="write a saved model as an ONNX graph",
         description=_EXPORT_TEXT,
-        epilog="example:\n  sktl export sktl-compare/birds/model.joblib birds.onnx\n",
+        epilog="example:\n  sktl export sktl-compare/birds/model.sktl birds.onnx\n",
     )
-    command.add_argument("model", metavar="MODEL", help="the model.joblib that `sktl compare` wrote")
+    command.add_argument("model", metavar="MODEL", help="the model.sktl that `sktl compare` wrote")
     command.add_argument("output", metavar="FILE.onnx", help="the file to write")
+
+
+def _add_inspect(commands) -> None:
+    command = _add_command(
+        commands,
+        "inspect",
+        _run_inspect,
+        help="say what is in a saved model, without loading it",
+        description=_INSPECT_TEXT,
+        epilog="examples:\n  sktl inspect birds/model.sktl\n  sktl inspect birds/model.sktl --card > README.md\n",
+    )
+    command.add_argument("model", metavar="FILE.sktl", help="the file that `sktl compare` or sktl.save wrote")
+    command.add_argument("--card", action="store_true", help="print a model card in Markdown, for Hugging Face's hub")
 
 
 def _add_embed(commands) -> None:
@@ -298,6 +317,12 @@ def _run_export(arguments) -> int:
     from sktl.cli._export import run_export
 
     return run_export(arguments)
+
+
+def _run_inspect(arguments) -> int:
+    from sktl.cli._inspect import run_inspect
+
+    return run_inspect(arguments)
 
 
 def _run_embed(arguments) -> int:

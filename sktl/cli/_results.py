@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from PIL import Image
 
 from sktl.cli._data import LabelledImages
 from sktl.cli._output import command_line, write_whole
 from sktl.exceptions import MissingExtraError
+from sktl.persistence import save
 from sktl.plots import StrategyComparisonDisplay
 
 
@@ -120,9 +120,10 @@ def write_results(folder: Path, results: Sequence[Result], images: LabelledImage
         Of the picture.
     """
     ranked = best_first(results)
-    model = _without_memory(ranked[0].model)
-    write_whole(folder / "model.joblib", lambda path: joblib.dump(model, path))
-    print(f"winner    {folder / 'model.joblib'}  ({ranked[0].way})")
+    winner = ranked[0]
+    metrics = {"cross-validated accuracy": winner.cv_mean, "test accuracy": winner.test_accuracy}
+    save(winner.model, folder / "model.sktl", metrics=metrics)
+    print(f"winner    {folder / 'model.sktl'}  ({winner.way})")
     write_whole(folder / "comparison.txt", lambda path: path.write_text(f"{make_table(results)}\n", encoding="utf-8"))
     write_whole(folder / "comparison.csv", lambda path: _write_csv(path, ranked))
     print(f"table     {folder / 'comparison.csv'}")
@@ -150,7 +151,7 @@ def say_next(folder: Path, images: LabelledImages) -> None:
         Images of the test part are named.
     """
     shown = [folder / "samples"] if _samples(folder, images) else images.test.X[:2]
-    print(f"\nnext:\n  {command_line('predict', folder / 'model.joblib', *shown)}", flush=True)
+    print(f"\nnext:\n  {command_line('predict', folder / 'model.sktl', *shown)}", flush=True)
 
 
 def _samples(folder: Path, images: LabelledImages) -> dict[Path, np.ndarray]:
@@ -161,12 +162,6 @@ def _samples(folder: Path, images: LabelledImages) -> dict[Path, np.ndarray]:
     return {
         folder / "samples" / f"{label}.png": images.test.X[index] for label, index in zip(labels, first, strict=True)
     }
-
-
-def _without_memory(model):
-    """Forget the folder of embeddings: where the model goes, there may be none."""
-    names = [name for name in model.get_params() if name.rpartition("__")[2] == "memory"]
-    return model.set_params(**dict.fromkeys(names))
 
 
 def _write_csv(path: Path, results: Sequence[Result]) -> None:

@@ -28,6 +28,8 @@ class ModelInfo:
         What wrote it.
     estimator : str
         Classes of the estimators.
+    task : str or None
+        "classifier", "regressor" or "transformer", where it is one.
     classes : list or None
         The labels, where it is a classifier.
     networks : list of dict
@@ -48,6 +50,7 @@ class ModelInfo:
     created: str
     versions: dict[str, str]
     estimator: str
+    task: str | None
     classes: list | None
     networks: list[dict[str, Any]]
     training_data: dict[str, Any] | None
@@ -115,6 +118,7 @@ def inspect(path: str | os.PathLike) -> ModelInfo:
             created=manifest.get("created", ""),
             versions=manifest.get("versions") or {},
             estimator=summary.get("estimator", ""),
+            task=summary.get("task"),
             classes=summary.get("classes"),
             networks=summary.get("networks") or [],
             training_data=summary.get("training_data"),

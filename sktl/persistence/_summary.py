@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.utils import get_tags
 
 _DEPTH = 12
 
@@ -25,7 +26,7 @@ def summarize(estimator: BaseEstimator) -> dict[str, Any]:
     parts = list(_parts_with_networks(estimator, set(), 0))
     return {
         "estimator": " > ".join(_names(estimator)),
-        "task": getattr(estimator, "_estimator_type", None),
+        "task": get_tags(estimator).estimator_type,
         "classes": _plain_classes(estimator),
         "networks": list({part.backbone_.fingerprint: _describe(part) for part in parts}.values()),
         "training_data": next((part.training_data_ for part in parts if hasattr(part, "training_data_")), None),

@@ -1,0 +1,173 @@
+"""A model card for people, with the header that Hugging Face's hub reads, and the way to that hub."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from sklearn.base import BaseEstimator
+
+from sktl.persistence._files import save
+from sktl.persistence._info import ModelInfo, inspect
+
+FILE_NAME = "model.sktl"
+
+_BODY = """\
+---
+{header}
+---
+
+# {title}
+
+{intro}
+
+## How to use it
+
+```python
+import sktl
+
+model = sktl.load("{file}"{trusted})
+model.{method}(["picture.jpg"])
+```
+
+The file holds no pickle, and loading it runs nothing that is in it. It needs `pip install sktl`.
+
+## What it is
+
+```text
+{facts}
+```
+
+## What it is good for
+
+{metrics}
+"""
+
+
+def make_card(info: ModelInfo, *, license: str | None = None) -> ModelCard:
+    """Describe a saved model in Markdown, with the metadata of Hugging Face's hub.
+
+    Parameters
+    ----------
+    info : ModelInfo
+        From :func:`sktl.inspect`.
+    license : str, default=None
+        A name that the hub knows, such as ``"mit"``.
+
+    Returns
+    -------
+    card : huggingface_hub.ModelCard
+        ``str(card)`` is the text.
+    """
+    header = ModelCardData(
+        library_name="sktl",
+        license=license,
+        pipeline_tag=_pipeline_tag(info),
+        tags=["sktl", "scikit-learn", "transfer-learning"],
+        base_model=_base_model(info),
+        metrics=sorted(info.metrics) or None,
+    )
+    names = ", ".join(dict.fromkeys(network["backbone"] for network in info.networks)) or "no network"
+    text = _BODY.format(
+        header=header.to_yaml(),
+        title=Path(info.path).stem,
+        intro=f"A fitted `{info.estimator}` on `{names}`.",
+        file=Path(info.path).name,
+        trusted=f", trusted={info.untrusted!r}" if info.untrusted else "",
+        method="transform" if info.task == "transformer" else "predict",
+        facts=str(info),
+        metrics=_metrics_table(info),
+    )
+    return ModelCard(text)
+
+
+def push_to_hub(
+    model: BaseEstimator | str | os.PathLike,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    license: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    commit_message: str = "Add a model saved by sktl",
+) -> str:
+    """Put a model and its card on Hugging Face's hub.
+
+    Parameters
+    ----------
+    model : estimator or path-like
+        A fitted estimator, or a file that :func:`sktl.save` wrote.
+    repo_id : str
+        ``"organisation/name"``; made if it is not there.
+    token : str, default=None
+        None takes the one that ``hf auth login`` has stored.
+    private : bool, default=None
+        Whether a new repository is private; None takes the organisation's way.
+    license : str, default=None
+        A name that the hub knows, for the card.
+    metrics : dict of str to float, default=None
+        For an estimator: what is known of how good it is, as in :func:`sktl.save`.
+    commit_message : str
+        Of the one commit that brings both files.
+
+    Returns
+    -------
+    url : str
+        Of the commit.
+
+    Raises
+    ------
+    ValueError
+        If metrics are given for a file, which has its own.
+    huggingface_hub.errors.HfHubHTTPError
+        If the hub refuses.
+
+    See Also
+    --------
+    save : Writes the file alone.
+
+    Examples
+    --------
+    >>> import sktl
+    >>> sktl.push_to_hub("model.sktl", "my-organisation/birds")  # doctest: +SKIP
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, FILE_NAME)
+        if isinstance(model, BaseEstimator):
+            save(model, place, metrics=metrics)
+        elif metrics is not None:
+            raise ValueError("The 'metrics' parameter is for estimators: a saved file has its own.")
+        else:
+            inspect(model)  # what is no whole file of sktl's goes nowhere
+            place.write_bytes(Path(model).read_bytes())
+        make_card(inspect(place), license=license).save(Path(folder, "README.md"))
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    return str(commit.commit_url)
+
+
+def _pipeline_tag(info: ModelInfo) -> str:
+    of_texts = any(network.get("input_size") is None for network in info.networks)
+    if info.task == "classifier":
+        return "text-classification" if of_texts else "image-classification"
+    return "feature-extraction" if of_texts else "image-feature-extraction"
+
+
+def _base_model(info: ModelInfo) -> str | None:
+    """Return the network on the hub that the model was made from, where its name tells."""
+    for network in info.networks:
+        name = network["backbone"]
+        if name.startswith(("hf-hub:", "text:")) and not name.partition(":")[2].startswith(("/", ".")):
+            return name.partition(":")[2]
+        if "/" not in name and "." in name and ":" not in name:
+            return f"timm/{name}"
+    return None
+
+
+def _metrics_table(info: ModelInfo) -> str:
+    if not info.metrics:
+        return "Whoever made it has not said how good it is."
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(info.metrics.items()))
+    return f"| metric | value |\n| --- | --- |\n{rows}"
