@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sktl import exceptions, strategies
+    from sktl._costs import search_costs
     from sktl.backbones import list_backbones
     from sktl.export import export_onnx
     from sktl.finetune import FineTuneClassifier
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "push_to_hub",
     "save",
+    "search_costs",
     "strategies",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "load": "sktl.persistence",
     "push_to_hub": "sktl.persistence",
     "save": "sktl.persistence",
+    "search_costs": "sktl._costs",
 }
 
 

@@ -117,6 +117,11 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         How many numbers were trained.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
+    images_per_second_ : float
+        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``.
+    peak_memory_ : float
+        Bytes that ``fit`` took at its peak beyond what was taken before: on a CUDA device what torch allocated there,
+        else resident memory of the process; NaN where the system does not tell.
     training_data_ : dict
         What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
         targets and weights, whatever their order. Not set by ``partial_fit``.

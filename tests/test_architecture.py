@@ -21,7 +21,7 @@ ROOMS = [
     {"strategies"},
     {"training"},
     {"persistence"},
-    {"_base", "_fit_tasks"},
+    {"_base", "_costs", "_fit_tasks"},
     {"_finetuning"},
     {"transformer", "finetune", "regression", "text_statistics"},
     {"_deployment"},
@@ -177,6 +177,7 @@ def test_public_names():
         "load",
         "push_to_hub",
         "save",
+        "search_costs",
         "strategies",
     ]
     assert set(sktl.__all__) <= set(dir(sktl))

@@ -10,7 +10,9 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 
 from sktl._base import warn_of_truncation
+from sktl._costs import PeakMemory
 from sktl._finetuning._checkpoints import open_checkpoint
+from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
 from sktl._finetuning._undo import as_before_on_failure
 from sktl._fit_tasks import FitTasks
@@ -54,7 +56,7 @@ class FineTuner(PassByPass):
     _valid_score: ClassVar[tuple[str, Callable] | None] = None
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(self, X, y, sample_weight=None, *, groups=None, X_val=None, y_val=None, sample_weight_val=None):
         """Fit the head, and train what the strategy trains.
 
         Parameters
@@ -66,6 +68,9 @@ class FineTuner(PassByPass):
         sample_weight : array-like of shape (n,), default=None
             How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row
             twice.
+        groups : array-like of shape (n,), default=None
+            Labels of what belongs together, such as the pictures of one patient: where early stopping holds out rows, a
+            group is held out as a whole or not at all.
         X_val, y_val, sample_weight_val : default=None
             Rows to measure on after each epoch, and to stop early by; nothing is held out of X then. Strategies that
             keep the backbone check them and do not use them.
@@ -78,7 +83,7 @@ class FineTuner(PassByPass):
         started = time.perf_counter()
         strategy = resolve_strategy(self.strategy)
         tasks = FitTasks(self, n_steps(strategy, self.max_epochs), X, y, sample_weight)
-        with as_before_on_failure(self):
+        with as_before_on_failure(self), PeakMemory(resolve_device(self.device)) as memory:
             self.strategy_ = strategy
             goes_on = self.warm_start and hasattr(self, "net_")
             backbone = self._own_backbone() if goes_on else self._load_backbone()
@@ -86,20 +91,24 @@ class FineTuner(PassByPass):
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             seed = current_peers().agree(seed)
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
-            rows, targets, group = merge_duplicates(rows, targets)
+            groups = self._check_groups(X, groups)
+            rows, targets, merged = merge_duplicates(rows, targets)
             self.training_data_ = describe_rows(rows, targets)
             if validation is None:
-                rows, targets, validation, held_out = self._hold_out(rows, targets, seed)
-                self.validation_indices_ = None if held_out is None else counting[np.isin(group, held_out)]
+                groups = None if groups is None else groups_of_merged(groups[counting], merged)
+                rows, targets, validation, held_out = self._hold_out(rows, targets, groups, seed)
+                self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
             targets, validation = self._scale_targets(targets, validation, goes_on)
             self._end_passes()
             head = self.net_.module_.head.state_dict() if goes_on else None
             checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
             self._fit_network(rows, targets, validation, backbone, head, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
+            self.images_per_second_ = len(targets) * len(self.history_) / self.fit_seconds_
             tasks.finish()
             if checkpoint is not None:
                 checkpoint.remove()
+        self.peak_memory_ = memory.bytes
         return self
 
     def _fit_network(

@@ -49,6 +49,7 @@ class PassByPass(TrainingRows):
         self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
         self.fit_seconds_ += time.perf_counter() - started
+        self.images_per_second_ = len(targets) / self.history_[-1]["dur"]
 
     def _begin(self) -> None:
         """Set what the first pass finds, and no later one changes."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 import numpy as np
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
 from sktl._finetuning._holding_out import split_rows, wants_held_out
@@ -83,9 +83,16 @@ class TrainingRows(FittedNetwork):
         preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
         return TrainingData(rows, targets, preprocess)
 
-    def _hold_out(self, rows, targets: Targets, seed: int):
+    def _check_groups(self, X, groups) -> np.ndarray | None:
+        if groups is None:
+            return None
+        groups = column_or_1d(groups)
+        check_consistent_length(X, groups)
+        return groups
+
+    def _hold_out(self, rows, targets: Targets, groups: np.ndarray | None, seed: int):
         """Split off validation rows, if early stopping wants them; say which."""
         if not self.strategy_.trains_backbone or not wants_held_out(self.early_stopping, len(targets)):
             return rows, targets, None, None
-        kept, held_out = split_rows(len(targets), self.validation_fraction, self._strata(targets), seed)
+        kept, held_out = split_rows(len(targets), self.validation_fraction, self._strata(targets), groups, seed)
         return rows.take(kept), targets.take(kept), (rows.take(held_out), targets.take(held_out)), held_out
