@@ -55,7 +55,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     max_epochs : int, default=10
         Passes over the training rows, for strategies that train the backbone.
     learning_rate : float, default=None
-        Highest learning rate of the head; None takes the strategy's own. The strategy derives the backbone's from it.
+        Highest learning rate of the head; None takes the strategy's own, or three tenths of it for texts. The strategy
+        derives the backbone's from it.
     batch_size : int, default=32
         Rows per training step.
     weight_decay : float, default=0.01

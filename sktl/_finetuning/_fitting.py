@@ -9,7 +9,6 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 
-from sktl._base import warn_of_truncation
 from sktl._costs import PeakMemory
 from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._holding_out import groups_of_merged
@@ -163,7 +162,6 @@ class FineTuner(PassByPass):
 
     def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks, checkpoint) -> None:
         data = self._training_data(rows, targets, backbone)
-        warn_of_truncation(rows, backbone.data_config)
         valid = None if validation is None else self._training_data(*validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:

@@ -15,6 +15,9 @@ from sktl._finetuning._state import PlainState
 from sktl.backbones import Backbone
 from sktl.training import head_outputs, make_net, trained_backbone
 
+# Brings learning rates to where they are usual for encoders like BERT (Devlin and others, NAACL 2019).
+_SCALE_OF_TEXTS = 0.3
+
 
 class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     """Make nets, and run the fitted one.
@@ -30,10 +33,16 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     def _make_net(self, network, device: torch.device):
         return make_net(network, self.strategy_, **self._net_settings(device))
 
+    def _head_learning_rate(self) -> float:
+        """Return the learning rate asked for, or the strategy's own; encoders of texts take smaller steps."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return self.strategy_.learning_rate * (_SCALE_OF_TEXTS if self.input_kind_ == "texts" else 1.0)
+
     def _net_settings(self, device: torch.device) -> dict[str, Any]:
         return {
             "criterion": self._criterion,
-            "learning_rate": self.strategy_.learning_rate if self.learning_rate is None else self.learning_rate,
+            "learning_rate": self._head_learning_rate(),
             "weight_decay": self.weight_decay,
             "max_epochs": self.max_epochs,
             "batch_size": self.batch_size,

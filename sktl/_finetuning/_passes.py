@@ -7,7 +7,6 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from sktl._base import warn_of_truncation
 from sktl._finetuning._rows import TrainingRows
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
@@ -93,7 +92,6 @@ class PassByPass(TrainingRows):
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
         if self.strategy_.trains_backbone:
-            warn_of_truncation(rows, self.backbone_.data_config)
             return self._training_data(rows, targets, self.backbone_)
         return TrainingData(EmbeddingRows(self._embed(rows, self.backbone_.view)), targets, None)
 

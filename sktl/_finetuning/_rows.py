@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
+from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._network import FittedNetwork
 from sktl.backbones import Backbone
@@ -81,7 +82,9 @@ class TrainingRows(FittedNetwork):
 
     def _training_data(self, rows, targets: Targets, backbone: Backbone) -> TrainingData:
         preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
-        return TrainingData(rows, targets, preprocess)
+        data = TrainingData(rows, targets, preprocess)
+        warn_of_truncation(rows, backbone.data_config)
+        return data
 
     def _check_groups(self, X, groups) -> np.ndarray | None:
         if groups is None:

@@ -70,6 +70,7 @@ def _describe(part: BaseEstimator) -> dict[str, Any]:
         "backbone": backbone.name,
         "strategy": None if strategy is None else repr(strategy),
         "input_size": backbone.data_config.get("input_size"),
+        "max_length": backbone.data_config.get("max_length"),
         "width": backbone.width,
         "parameters": sum(parameter.numel() for parameter in backbone.module.parameters()),
         "trained_parameters": getattr(part, "trainable_parameters_", 0),

@@ -93,7 +93,7 @@ class TrainingData(Dataset):
 
     def _images_of(self, index: torch.Tensor) -> torch.Tensor:
         images = self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
-        return _without_padding(images) if images.ndim == 2 else images
+        return _without_padding(images) if images.dtype == torch.int32 else images
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw rows with torch's default generator: each at most once, unless there are fewer than asked for.
@@ -127,7 +127,7 @@ class TrainingData(Dataset):
 
 def _stack(inputs: list[np.ndarray]) -> np.ndarray:
     """Make one array of the inputs of rows; the tokens of texts are filled up to the longest."""
-    if inputs[0].ndim > 1:
+    if inputs[0].dtype != np.int32:
         return np.stack(inputs)
     tokens = np.full((len(inputs), max(map(len, inputs))), PADDING, dtype=np.int32)
     for row, ids in zip(tokens, inputs, strict=True):

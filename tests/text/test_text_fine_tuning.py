@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
+import sktl
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer
 from sktl.backbones import PADDING, load_backbone
 from sktl.exceptions import InputError, InputWarning
@@ -167,3 +168,33 @@ def test_strategies_and_heads_can_be_searched(bert, reviews):
     # What a trained encoder makes of texts serves other models as well.
     model = make_model(bert, "fine_tuning").fit(texts, y)
     assert make_pipeline(model, LogisticRegression()).fit(texts, y).score(texts, y) > 0.5
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_saved_without_pickle(bert, reviews, tmp_path, strategy):
+    texts, y = reviews
+    model = make_model(bert, strategy).fit(texts, y)
+    path = tmp_path / "model.sktl"
+    sktl.save(model, path)
+    np.testing.assert_array_equal(sktl.load(path).predict_proba(texts), model.predict_proba(texts))
+    assert "texts of up to 40 tokens" in str(sktl.inspect(path))
+
+
+def test_default_learning_rate_is_smaller_than_for_images(bert, reviews):
+    default = make_model(bert, "fine_tuning", max_epochs=1).fit(*reviews)
+    same = make_model(bert, "fine_tuning", max_epochs=1, learning_rate=default.strategy_.learning_rate * 0.3)
+    torch.testing.assert_close(weights_of(default), weights_of(same.fit(*reviews)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_training_goes_on(bert, reviews, strategy):
+    texts, y = reviews
+    model = make_model(bert, strategy, learning_rate=1e-2)
+    for _ in range(3):
+        model.partial_fit(texts[:20], y[:20], classes=[0, 1])
+        model.partial_fit(texts[20:], y[20:])
+    assert model.score(texts, y) > 0.9
+    with pytest.warns(InputWarning, match="1 of 2 texts"):
+        model.partial_fit(["good", LONG + "?"], [1, 0])
+    warm = make_model(bert, strategy, warm_start=True).fit(texts, y)
+    assert warm.fit(texts, y).score(texts, y) > 0.5
