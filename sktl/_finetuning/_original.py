@@ -12,14 +12,14 @@ from torch import nn
 from sktl._finetuning._parameters import TrainingParameters
 from sktl.backbones import Backbone, OriginalHead
 from sktl.exceptions import BackboneError, StrategyError
-from sktl.inputs import ImagePreprocessor
-from sktl.training import Targets, TrainingData, fit_linear_head, head_outputs, pack_head, unpack_head
+from sktl.training import Targets, fit_linear_head, head_outputs, pack_head, unpack_head
 
 
 class OriginalTask(TrainingParameters):
     """Answer for the old task too, where the backbone brought a classifier.
 
-    A subclass has ``_embeddings(X)``, and calls the methods below in ``fit``.
+    A subclass has ``_embeddings(X)`` and ``_training_data(rows, targets, backbone)``, and calls the methods below in
+    ``fit``.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class OriginalTask(TrainingParameters):
         if backbone.original_head is None:
             backbone = self._fit_original_head(rows, y, backbone)
         targets = _plain_targets(column_numbers(y, backbone.original_head.classes, "The y of JointTraining"))
-        return backbone, TrainingData(rows, targets, ImagePreprocessor(backbone.data_config)).draw
+        return backbone, self._training_data(rows, targets, backbone).draw
 
     def _fit_original_head(self, rows, y: np.ndarray, backbone: Backbone) -> Backbone:
         classes, columns = np.unique(y, return_inverse=True)
