@@ -1,13 +1,14 @@
 """A pretrained network with a new head as a scikit-learn classifier."""
 
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import compute_class_weight
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
@@ -82,8 +83,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
-        it.
+        Precision of embeddings and predictions; for that of training see ``amp``. "auto" takes bfloat16 where the
+        hardware has it.
     memory : path-like, URL, joblib.Memory or store, default=None
         A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
         on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store
@@ -91,6 +92,26 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+    augment : {"light", "randaug"}, str, callable or None, default=None
+        Random variants of the training images. "light" crops and mirrors, "randaug" goes on with RandAugment; another
+        string is one of timm's (such as ``"rand-m9-mstd0.5-inc1"``, ``"3a"``, ``"augmix-m3-w3"``). A callable takes
+        pixels (uint8, of shape (height, width, 3) and the network's input size) and a
+        :class:`numpy.random.Generator`, and returns pixels of that shape.
+    augment_copies : int, default=None
+        So many variants are made of each image, and used in turn; None makes new ones in each epoch. With a number,
+        frozen layers still run only once per variant. Strategies that keep the backbone fit the head on the images and
+        this number of variants of each, 4 if it is None.
+    mixup, cutmix : float, default=0.0
+        Above 0, each image is mixed with another one, by adding them up or by patching, in shares from a beta
+        distribution with this parameter. For strategies that train the backbone, as all that follows.
+    label_smoothing : float, default=0.0
+        Share of each label that is spread over all classes in training.
+    ema_decay : float, default=None
+        The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
+    amp : bool or "auto", default="auto"
+        Whether training computes in bfloat16, with weights in float32. "auto" does so where the hardware multiplies
+        bfloat16 natively and the network is made of layers that gain by it, unless ``dtype="float32"``; ``history_``
+        says which it was (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
         but for rounding. Where memory runs out, the number is doubled by itself.
@@ -167,6 +188,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
 
     _parameter_constraints: ClassVar[dict] = {
         **TRAINING_CONSTRAINTS,
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
     _criterion = nn.CrossEntropyLoss
@@ -199,6 +221,13 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         dtype="auto",
         memory=None,
         cache_bytes=512 * 2**20,
+        augment=None,
+        augment_copies=None,
+        mixup=0.0,
+        cutmix=0.0,
+        label_smoothing=0.0,
+        ema_decay=None,
+        amp="auto",
         gradient_accumulation=1,
         checkpoint=None,
         callbacks=None,
@@ -230,6 +259,12 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             dtype=dtype,
             memory=memory,
             cache_bytes=cache_bytes,
+            augment=augment,
+            augment_copies=augment_copies,
+            mixup=mixup,
+            cutmix=cutmix,
+            ema_decay=ema_decay,
+            amp=amp,
             gradient_accumulation=gradient_accumulation,
             checkpoint=checkpoint,
             callbacks=callbacks,
@@ -238,6 +273,7 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
             verbose=verbose,
         )
         self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
 
     def _check_y(self, y) -> np.ndarray:
         y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
@@ -282,6 +318,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
 
     def _solve_head(self, head, embeddings, targets) -> float:
         return fit_linear_head(head, embeddings, targets, self.strategy_.C)
+
+    def _net_settings(self, device: torch.device) -> dict[str, Any]:
+        return {**super()._net_settings(device), "label_smoothing": self.label_smoothing}
 
     def _strata(self, targets) -> np.ndarray:
         return targets.values

@@ -73,8 +73,8 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        Precision of embeddings and predictions; training is in float32. "auto" takes bfloat16 where the hardware has
-        it.
+        Precision of embeddings and predictions; for that of training see ``amp``. "auto" takes bfloat16 where the
+        hardware has it.
     memory : path-like, URL, joblib.Memory or store, default=None
         A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
         on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store
@@ -82,6 +82,24 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+    augment : {"light", "randaug"}, str, callable or None, default=None
+        Random variants of the training images. "light" crops and mirrors, "randaug" goes on with RandAugment; another
+        string is one of timm's (such as ``"rand-m9-mstd0.5-inc1"``, ``"3a"``, ``"augmix-m3-w3"``). A callable takes
+        pixels (uint8, of shape (height, width, 3) and the network's input size) and a
+        :class:`numpy.random.Generator`, and returns pixels of that shape.
+    augment_copies : int, default=None
+        So many variants are made of each image, and used in turn; None makes new ones in each epoch. With a number,
+        frozen layers still run only once per variant. Strategies that keep the backbone fit the head on the images and
+        this number of variants of each, 4 if it is None.
+    mixup, cutmix : float, default=0.0
+        Above 0, each image is mixed with another one, by adding them up or by patching, in shares from a beta
+        distribution with this parameter. For strategies that train the backbone, as all that follows.
+    ema_decay : float, default=None
+        The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
+    amp : bool or "auto", default="auto"
+        Whether training computes in bfloat16, with weights in float32. "auto" does so where the hardware multiplies
+        bfloat16 natively and the network is made of layers that gain by it, unless ``dtype="float32"``; ``history_``
+        says which it was (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
         but for rounding. Where memory runs out, the number is doubled by itself.

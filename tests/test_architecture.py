@@ -38,6 +38,8 @@ IMPORTERS = {
     "PIL": {"inputs", "testing", "cli", "serving"},  # the last two draw images
     "timm": {"backbones"},
     "timm.data": {"inputs"},
+    "timm.data.mixup": {"training"},
+    "timm.utils": {"training"},  # averaged weights
     "timm.data.resolve_model_data_config": {"backbones"},  # asks a network, knows nothing of images
     "timm.data.imagenet_info": {"backbones"},  # names of classes
     "transformers": {"backbones"},

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,12 +18,14 @@ from sktl._finetuning._undo import as_before_on_failure
 from sktl._fit_tasks import FitTasks
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
+from sktl.inputs import ImagePreprocessor
 from sktl.strategies import Strategy, resolve_strategy
 from sktl.training import (
     EpochTasks,
     StopEarly,
     Targets,
     ValidScore,
+    VariantRows,
     build_network,
     current_peers,
     describe_rows,
@@ -31,6 +34,8 @@ from sktl.training import (
     train,
     trained_backbone,
 )
+
+DEFAULT_COPIES = 4  # variants of each image that a head is fitted on
 
 
 def n_steps(strategy: Strategy, max_epochs: int) -> int:
@@ -124,13 +129,14 @@ class FineTuner(PassByPass):
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
         backbone, draw_original = self._open_original_data(backbone)
         network = build_network(backbone, self._n_outputs(), self.strategy_, seed, head)
+        views = self._views(backbone, seed)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
         embeddings = None
         if self.strategy_.fits_head_first:
             tasks.begin("head")
             goes_on = head is not None and self.strategy_.trains_backbone
-            embeddings = self._fit_head(network, rows, targets, backbone, solve=not goes_on)
+            embeddings = self._fit_head(network, rows, targets, backbone, views, solve=not goes_on)
         if self.strategy_.trains_backbone:
             start = start_of_training(self.strategy_, backbone, embeddings, draw_original)
             self.strategy_.on_train_begin(network, start)
@@ -138,7 +144,7 @@ class FineTuner(PassByPass):
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
             self.net_ = self._make_net(network, resolve_device(self.device))
-            self._train(rows, targets, validation, backbone, seed, tasks, checkpoint)
+            self._train(rows, targets, validation, backbone, views, seed, tasks, checkpoint)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
@@ -148,7 +154,7 @@ class FineTuner(PassByPass):
             self.backbone_ = backbone
         self._keep_original_head(backbone, network.original_head)
 
-    def _fit_head(self, network, rows, targets: Targets, backbone, *, solve: bool) -> np.ndarray | None:
+    def _fit_head(self, network, rows, targets: Targets, backbone, views, *, solve: bool) -> np.ndarray | None:
         """Fit the head, if it is new, on the backbone's embeddings of the rows; return these, if they are of use."""
         started = time.perf_counter()
         if not solve and not self.strategy_.needs_original_head:
@@ -156,12 +162,23 @@ class FineTuner(PassByPass):
         embeddings = self._embed(rows, backbone.view)
         if not solve:
             return embeddings
-        loss = self._solve_head(network.head, embeddings, targets)
+        loss = self._solve_head(network.head, *self._with_variants(embeddings, rows, targets, backbone, views))
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
         return embeddings
 
-    def _train(self, rows, targets: Targets, validation, backbone, seed: int, tasks: FitTasks, checkpoint) -> None:
-        data = self._training_data(rows, targets, backbone)
+    def _with_variants(self, embeddings, rows, targets: Targets, backbone, views) -> tuple[np.ndarray, Targets]:
+        """Add the embeddings of variants of the images, where the head is all that is trained."""
+        if views is None or self.strategy_.trains_backbone:
+            return embeddings, targets
+        views = replace(views, n_kept=views.n_kept or DEFAULT_COPIES)
+        variants = VariantRows(rows, ImagePreprocessor(backbone.data_config), views)
+        of_variants = self._embed(variants, backbone.view, stored=views.augment.key is not None)
+        n_times = 1 + views.n_kept
+        repeated = targets.take(np.tile(np.arange(len(targets)), n_times))
+        return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
+
+    def _train(self, rows, targets, validation, backbone, views, seed: int, tasks: FitTasks, checkpoint) -> None:
+        data = self._training_data(rows, targets, backbone, views)
         valid = None if validation is None else self._training_data(*validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:
@@ -173,5 +190,5 @@ class FineTuner(PassByPass):
         extra.append(("tasks", EpochTasks(lambda: tasks.begin("epoch"), end)))
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
-        train(self.net_, data, valid, seed, extra, checkpoint)
+        train(self.net_, data, valid, seed, extra, checkpoint, self.amp, self.dtype)
         self.history_ += [plain_entry(epoch) for epoch in self.net_.history]

@@ -22,6 +22,12 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "tol": [Interval(Real, 0, None, closed="left")],
     "warm_start": ["boolean"],
     "random_state": ["random_state"],
+    "augment": [str, callable, None],
+    "augment_copies": [Interval(Integral, 1, None, closed="left"), None],
+    "mixup": [Interval(Real, 0, None, closed="left")],
+    "cutmix": [Interval(Real, 0, None, closed="left")],
+    "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
+    "amp": ["boolean", StrOptions({"auto"})],
     "gradient_accumulation": [Interval(Integral, 1, None, closed="left")],
     "checkpoint": [str, os.PathLike, None],
     "callbacks": [list, None],
@@ -61,6 +67,12 @@ class TrainingParameters(ImageEstimator):
         dtype="auto",
         memory=None,
         cache_bytes=512 * 2**20,
+        augment=None,
+        augment_copies=None,
+        mixup=0.0,
+        cutmix=0.0,
+        ema_decay=None,
+        amp="auto",
         gradient_accumulation=1,
         checkpoint=None,
         callbacks=None,
@@ -91,6 +103,12 @@ class TrainingParameters(ImageEstimator):
         self.dtype = dtype
         self.memory = memory
         self.cache_bytes = cache_bytes
+        self.augment = augment
+        self.augment_copies = augment_copies
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.ema_decay = ema_decay
+        self.amp = amp
         self.gradient_accumulation = gradient_accumulation
         self.checkpoint = checkpoint
         self.callbacks = callbacks

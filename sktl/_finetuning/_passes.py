@@ -37,6 +37,8 @@ class PassByPass(TrainingRows):
         first = not hasattr(self, "net_")
         if self.early_stopping is True:
             raise ValueError("early_stopping should be False with partial_fit")
+        if self.ema_decay is not None:
+            raise ValueError("ema_decay should be None with partial_fit")
         if first:
             self._begin()
         rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
@@ -92,7 +94,9 @@ class PassByPass(TrainingRows):
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
         if self.strategy_.trains_backbone:
-            return self._training_data(rows, targets, self.backbone_)
+            return self._training_data(rows, targets, self.backbone_, self._views(self.backbone_, self._passes.seed))
+        if self.augment is not None:
+            raise ValueError("augment should be None with partial_fit and a strategy that keeps the backbone")
         return TrainingData(EmbeddingRows(self._embed(rows, self.backbone_.view)), targets, None)
 
     def _take_over(self) -> None:

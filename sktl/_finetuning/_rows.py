@@ -10,8 +10,9 @@ from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._network import FittedNetwork
 from sktl.backbones import Backbone
-from sktl.inputs import ImagePreprocessor
-from sktl.training import Targets, TrainingData
+from sktl.exceptions import InputError
+from sktl.inputs import Augmenter, ImagePreprocessor
+from sktl.training import Targets, TrainingData, Views
 
 
 class TrainingRows(FittedNetwork):
@@ -80,11 +81,19 @@ class TrainingRows(FittedNetwork):
             raise ValueError("The sample weights must not all be zero: no row would count.")
         return y, sample_weight
 
-    def _training_data(self, rows, targets: Targets, backbone: Backbone) -> TrainingData:
+    def _training_data(self, rows, targets: Targets, backbone: Backbone, views: Views | None = None) -> TrainingData:
         preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
-        data = TrainingData(rows, targets, preprocess)
+        data = TrainingData(rows, targets, preprocess, views)
         warn_of_truncation(rows, backbone.data_config)
         return data
+
+    def _views(self, backbone: Backbone, seed: int) -> Views | None:
+        """Return how the training images are varied."""
+        if self.augment is None:
+            return None
+        if self.input_kind_ == "texts":
+            raise InputError("augment= needs images; texts have no variants.")
+        return Views(Augmenter(self.augment, ImagePreprocessor(backbone.data_config).config), seed, self.augment_copies)
 
     def _check_groups(self, X, groups) -> np.ndarray | None:
         if groups is None:

@@ -1,5 +1,6 @@
 """From what the user calls X to rows of pixels or texts: containers, files, decoding, content hashes, preprocessing."""
 
+from sktl.inputs._augment import Augmenter
 from sktl.inputs._containers import holds_images
 from sktl.inputs._decode import MAX_PIXELS
 from sktl.inputs._errors import RowError, raise_bad_rows
@@ -10,6 +11,7 @@ from sktl.inputs._texts import TextRows, find_texts, open_texts, read_text, refu
 
 __all__ = [
     "MAX_PIXELS",
+    "Augmenter",
     "ImagePreprocessor",
     "Row",
     "RowError",

@@ -4,11 +4,13 @@ from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidSco
 from sktl.training.checkpoint import Checkpoint, describe_fit
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
 from sktl.training.head import fit_linear_head, fit_ridge_head, head_outputs, pack_head, unpack_head
-from sktl.training.net import make_net, train
+from sktl.training.loop import train
+from sktl.training.net import make_net
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.peers import Peers, current_peers, training_with
 from sktl.training.plain import plain_callbacks, plain_history, put_history
+from sktl.training.views import VariantRows, Views
 
 __all__ = [
     "Checkpoint",
@@ -22,6 +24,8 @@ __all__ = [
     "Targets",
     "TrainingData",
     "ValidScore",
+    "VariantRows",
+    "Views",
     "build_network",
     "current_peers",
     "describe_fit",

@@ -35,7 +35,8 @@ class PrefixOnce(Callback):
         if trained != self.trained_:
             self.trained_ = trained
             self._forget(net)
-            self._compute(net)
+            with net.in_precision():
+                self._compute(net)
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
     def on_train_end(self, net, **kwargs):
@@ -48,11 +49,12 @@ class PrefixOnce(Callback):
             data.activations = None
 
     def _compute(self, net) -> None:
-        images, _ = self.datasets[0].__getitems__(list(range(min(2, len(self.datasets[0])))))
+        images = self.datasets[0].inputs(torch.arange(min(2, len(self.datasets[0]))), 0)
         prefix = find_prefix(net.module_, images.to(net.device))
         if prefix is None:
             return
-        kept = [reserve((len(data), *prefix.cut.shape), prefix.cut.dtype) for data in self.datasets]
+        shape, dtype = prefix.cut.shape, prefix.cut.dtype
+        kept = [reserve((data.n_kept * len(data), *shape), dtype) for data in self.datasets]
         if any(activations is None for activations in kept):
             return
         for data, activations in zip(self.datasets, kept, strict=True):
@@ -84,7 +86,7 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
 
 def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData) -> None:
     module = net.module_
-    for rows in torch.arange(len(data)).split(net.batch_size):
-        images, _ = data.__getitems__(rows.tolist())
-        images = module.normalise(images.to(net.device))
-        activations[rows[0] : rows[-1] + 1] = prefix.run(module.backbone, images).cpu()
+    for number in range(data.n_kept):
+        for rows in torch.arange(len(data)).split(net.batch_size):
+            images = module.normalise(data.inputs(rows, number).to(net.device))
+            activations[number * len(data) + rows] = prefix.run(module.backbone, images).cpu()

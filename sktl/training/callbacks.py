@@ -86,7 +86,7 @@ class EpochTasks(Callback):
         self.begin()
 
     def on_epoch_end(self, net, **kwargs):
-        if self.end(net.module_):
+        if self.end(net.evaluated_network):
             raise EarlyStop
 
 
@@ -109,6 +109,19 @@ class EpochReport(Callback):
 def _is_figure(name: str, value) -> bool:
     """Tell figures from skorch's notes on which of them is the best so far."""
     return isinstance(value, Real) and not isinstance(value, bool) and not name.endswith("_best")
+
+
+class NextViews(Callback):
+    """Let the training data give other variants of its images in each epoch."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.data.epoch = len(net.history) - 1
+
+    def on_train_end(self, net, **kwargs):
+        self.data = None
 
 
 class FiniteLoss(Callback):
@@ -175,7 +188,7 @@ class StopEarly(Callback):
         loss, epoch = float(net.history[-1, "valid_loss"]), net.history[-1, "epoch"]
         if loss < self.best_loss_ - self.tol or self.best_state_ is None:
             self.best_loss_, self.best_epoch_ = loss, epoch
-            self.best_state_ = copy.deepcopy(net.module_.state_dict())
+            self.best_state_ = copy.deepcopy(net.evaluated_network.state_dict())
         elif epoch - self.best_epoch_ >= self.n_iter_no_change:
             raise EarlyStop
 

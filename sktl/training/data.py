@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sktl.backbones import PADDING
 from sktl.exceptions import BadRow
 from sktl.inputs import RowError, raise_bad_rows
+from sktl.training.views import DECODING_THREADS, Views
 
 RAM_BUDGET = 2**31
-DECODING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,16 @@ class TrainingData(Dataset):
         One per row.
     preprocess : callable or None
         Brings pixels of shape (height, width, 3) to the backbone's input size; texts need none.
+    views : Views, default=None
+        Random variants to give in place of the images.
 
     Attributes
     ----------
-    activations : tensor of shape (n, ...) or None
-        What stands for the images where the frozen part of a network has been run on them already.
+    epoch : int
+        Decides which variants are given.
+    activations : tensor of shape (n_kept * n, ...) or None
+        What stands for the images where the frozen part of a network has been run on them already: for each kept
+        variant, one per row.
 
     Raises
     ------
@@ -74,10 +79,19 @@ class TrainingData(Dataset):
 
     activations: torch.Tensor | None = None
 
-    def __init__(self, rows, targets: Targets, preprocess: Callable[[np.ndarray], np.ndarray] | None):
+    epoch: int = 0
+
+    def __init__(
+        self,
+        rows,
+        targets: Targets,
+        preprocess: Callable[[np.ndarray], np.ndarray] | None,
+        views: Views | None = None,
+    ):
         self.rows = rows
         self.targets = targets
         self.preprocess = preprocess
+        self.views = views
         self._values = torch.as_tensor(targets.values)
         # With a mean of 1 over all rows, so that a batch of light rows counts less than one of heavy rows.
         self._weight = torch.as_tensor(targets.loss_weight / targets.loss_weight.mean(), dtype=torch.float32)
@@ -88,11 +102,31 @@ class TrainingData(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         index = torch.as_tensor(indices)
-        inputs = self.activations[index] if self.activations is not None else self._images_of(index)
+        number = self.epoch if self.n_kept is None else self.epoch % self.n_kept
+        if self.activations is not None:
+            inputs = self.activations[number * len(self) + index]
+        else:
+            inputs = self.inputs(index, number)
         return inputs, {"target": self._values[index], "weight": self._weight[index], "row": index}
 
-    def _images_of(self, index: torch.Tensor) -> torch.Tensor:
+    @property
+    def n_kept(self) -> int | None:
+        """How many variants of each row there are; None if there are new ones in each epoch."""
+        return 1 if self.views is None else self.views.n_kept
+
+    def inputs(self, index: torch.Tensor, number: int) -> torch.Tensor:
+        """Return one variant of some rows as the network takes them, whatever is kept of them.
+
+        Parameters
+        ----------
+        index : tensor of int
+            Which rows.
+        number : int
+            Which variant.
+        """
         images = self._images[index] if self._images is not None else torch.from_numpy(self._load(index.tolist()))
+        if self.views is not None:
+            return self.views.make(images, index, number)
         return _without_padding(images) if images.dtype == torch.int32 else images
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +143,7 @@ class TrainingData(Dataset):
             Of the rows drawn.
         """
         index = torch.randperm(len(self))[:n] if n <= len(self) else torch.randint(len(self), (n,))
-        return self._images_of(index), self._values[index]
+        return self.inputs(index, 0), self._values[index]
 
     def _fits_in_memory(self) -> bool:
         return self._prepare_row(0).nbytes * len(self) <= RAM_BUDGET

@@ -6,23 +6,14 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EpochTimer,
-    GradientNormClipping,
-    PassthroughScoring,
-    PrintLog,
-)
-from skorch.helper import predefined_split
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
 from torch import nn
 
-from sktl._random import private_torch_rng
 from sktl.strategies import Batch
-from sktl.training.activations import PrefixOnce
-from sktl.training.callbacks import EarlyStop, FiniteLoss, Schedule, StrategyEpochs, ValidScore, warmup_cosine
-from sktl.training.checkpoint import Checkpoint
-from sktl.training.data import TrainingData, batches
+from sktl.training.averaging import Averaging
+from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
+from sktl.training.data import batches
+from sktl.training.mixing import Mixing
 from sktl.training.network import Network
 from sktl.training.parts import Parts
 from sktl.training.peers import current_peers
@@ -42,6 +33,12 @@ class TransferNet(NeuralNet):
         For matrices and kernels; biases and normalisation layers have none.
     n_parts : int, default=1
         Into how many parts a batch is split, to save memory.
+    autocast : torch.dtype, default=None
+        Precision in which the network is run in training; None for that of its weights.
+    mixing : Mixing, default=None
+        Mixes the images of a batch.
+    averaging : Averaging, default=None
+        Gives the network that is validated in place of the one that is trained.
     cache_prefix : bool, default=True
         Whether the frozen part of the network that comes before all that is trained runs once per image, and not once
         per image and epoch. The weights after training are the same, but for rounding.
@@ -58,12 +55,18 @@ class TransferNet(NeuralNet):
         strategy,
         weight_decay: float = 0.0,
         n_parts: int = 1,
+        autocast: torch.dtype | None = None,
+        mixing: Mixing | None = None,
+        averaging: Averaging | None = None,
         cache_prefix: bool = True,
         **kwargs: Any,
     ):
         self.strategy = strategy
         self.weight_decay = weight_decay
         self.n_parts = n_parts
+        self.autocast = autocast
+        self.mixing = mixing
+        self.averaging = averaging
         self.cache_prefix = cache_prefix
         super().__init__(module, **kwargs)
 
@@ -83,15 +86,29 @@ class TransferNet(NeuralNet):
         groups = self.strategy.param_groups(self.module_, kwargs["lr"])
         return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
 
+    @property
+    def evaluated_network(self) -> Network:
+        """The network whose weights are the result as things stand."""
+        averaged = None if self.averaging is None else self.averaging.network
+        return self.module_ if averaged is None else averaged
+
     def infer(self, x, **fit_params):
         """Run the network, or what of it comes after the frozen prefix; see skorch."""
-        if self.prefix_ is None:
-            return super().infer(x, **fit_params)
-        return self.prefix_.finish(self.module_.backbone, self.module_, x.to(self.device))
+        network = self.module_ if self.module_.training else self.evaluated_network
+        x = x.to(self.device)
+        with self.in_precision():
+            output = network(x) if self.prefix_ is None else self.prefix_.finish(network.backbone, network, x)
+        return output.float()
+
+    def in_precision(self) -> torch.autocast:
+        """Return the context in which the network is run."""
+        return torch.autocast(torch.device(self.device).type, self.autocast, enabled=self.autocast is not None)
 
     def train_step_single(self, batch, **fit_params):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
+        if self.mixing is not None:
+            batch = self._mixed(*batch)
 
         def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
             self._zero_grad_optimizer()
@@ -99,6 +116,12 @@ class TransferNet(NeuralNet):
 
         step = self.parts_.run(len(batch[0]), attempt)
         return {**step, "loss": self.peers_.combine(self.module_, step["loss"], len(batch[0]))}
+
+    def _mixed(self, images: torch.Tensor, known: dict[str, torch.Tensor]):
+        """Mix a batch's images with those of the batch turned round, and say what is known of the latter too."""
+        images, share = self.mixing.mix(self.module_.normalise(images.to(self.device)))
+        others = {f"other_{name}": value.flip(0) for name, value in known.items()}
+        return images, {**known, **others, "share": torch.full((len(images),), share)}
 
     def validation_step(self, batch, **fit_params):
         """Compute outputs and loss of a batch over its parts; see skorch."""
@@ -114,22 +137,36 @@ class TransferNet(NeuralNet):
     def _step_on_part(self, batch, part: slice, training: bool, **fit_params) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a part's share of the batch's loss, and its outputs; both without a graph."""
         inputs, known = batch[0][part], {name: value[part] for name, value in batch[1].items()}
-        y_pred = self.infer(inputs, **fit_params)
-        loss = self.get_loss(y_pred, known, X=inputs, training=training) * (len(inputs) / len(batch[0]))
+        with self.in_precision():
+            y_pred = self.infer(inputs, **fit_params)
+            loss = self.get_loss(y_pred, known, X=inputs, training=training) * (len(inputs) / len(batch[0]))
         if training:
             loss.backward()
         return loss.detach(), y_pred.detach()
 
     def get_loss(self, y_pred, y_true, X=None, training=False):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
-        weight = y_true["weight"].to(y_pred.device)
-        losses = self.criterion_(y_pred, y_true["target"].to(y_pred.device))
-        losses = losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses  # of several outputs
-        loss = (losses * weight).mean()
-        if not training:
-            return loss
-        batch = Batch(X, y_true["row"], weight, self.module_.take_embeddings())
-        return loss + self.strategy.penalty(self.module_, batch, y_pred)
+        embeddings = self.module_.take_embeddings() if training else None
+
+        def loss_for(prefix: str) -> torch.Tensor:
+            weight = y_true[f"{prefix}weight"].to(y_pred.device)
+            losses = self.criterion_(y_pred, y_true[f"{prefix}target"].to(y_pred.device))
+            losses = losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses  # of several outputs
+            loss = (losses * weight).mean()
+            if not training:
+                return loss
+            batch = Batch(X, y_true[f"{prefix}row"], weight, embeddings)
+            return loss + self.strategy.penalty(self.module_, batch, y_pred)
+
+        if "share" not in y_true:
+            return loss_for("")
+        share = float(y_true["share"][0])
+        return share * loss_for("") + (1 - share) * loss_for("other_")
+
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Begin an epoch in the history; see skorch."""
+        super().on_epoch_begin(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
+        self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))
 
     def notify(self, method_name, **kwargs):
         """Run the callbacks; skorch's early stopping raises what Ctrl-C raises too, and is told from it; see skorch."""
@@ -171,7 +208,20 @@ def _split_by_decay(groups, weight_decay: float):
 
 
 _OWN_SETTINGS = {
-    *("batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr", "max_epochs", "module", "n_parts"),
+    *(
+        "autocast",
+        "averaging",
+        "batch_size",
+        "callbacks",
+        "device",
+        "iterator_train",
+        "iterator_valid",
+        "lr",
+        "max_epochs",
+        "module",
+        "mixing",
+        "n_parts",
+    ),
     *("strategy", "train_split", "verbose", "weight_decay"),
 }
 
@@ -186,6 +236,10 @@ def make_net(
     max_epochs: int,
     batch_size: int,
     n_parts: int = 1,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
     device: torch.device,
     verbose: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -207,6 +261,12 @@ def make_net(
         Length of training, size of a step.
     n_parts : int, default=1
         Into how many parts a step is split, to save memory.
+    mixup, cutmix : float, default=0.0
+        See :class:`~sktl.training.mixing.Mixing`.
+    label_smoothing : float, default=0.0
+        Share of each target that is spread over all classes.
+    ema_decay : float, default=None
+        See :class:`~sktl.training.averaging.Averaging`.
     device : torch.device
         Where training runs.
     verbose : int, default=0
@@ -230,6 +290,9 @@ def make_net(
         "max_epochs": max_epochs,
         "batch_size": batch_size,
         "n_parts": n_parts,
+        "mixing": Mixing(mixup, cutmix) if mixup or cutmix else None,
+        "averaging": None if ema_decay is None else Averaging(ema_decay),
+        **({"criterion__label_smoothing": label_smoothing} if label_smoothing else {}),
         "iterator_train": batches,
         "iterator_valid": batches,
         "train_split": None,
@@ -245,66 +308,3 @@ def make_net(
             "own where there is one (callbacks=, learning_rate=)."
         )
     return TransferNet(network, strategy=strategy, **{**settings, **overrides})
-
-
-def train(
-    net: TransferNet,
-    data: TrainingData,
-    valid: TrainingData | None,
-    seed: int,
-    callbacks: Sequence[tuple[str, Callback]] = (),
-    checkpoint: Checkpoint | None = None,
-) -> None:
-    """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
-
-    Parameters
-    ----------
-    net : TransferNet
-        Trained in place.
-    data : TrainingData
-        Rows to learn from.
-    valid : TrainingData or None
-        Rows to measure on after each epoch.
-    seed : int
-        Decides shuffling, dropout and whatever else is random.
-    callbacks : sequence of (str, skorch callback), default=()
-        For this run alone.
-    checkpoint : Checkpoint, default=None
-        Keeps the state after each epoch, and goes on from there.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    peers = current_peers()
-    n_steps = len(batches(data, net.batch_size)) * net.max_epochs
-    # First, so that the callbacks of a user see what they recorded.
-    scores = [each for each in callbacks if isinstance(each[1], ValidScore)]
-    once = PrefixOnce([data] if valid is None else [data, valid])
-    net.set_params(
-        iterator_train__generator=generator,
-        iterator_train__part=(peers.rank, peers.size),
-        train_split=predefined_split(valid) if valid is not None else None,
-        callbacks=[
-            *scores,
-            *net.callbacks,
-            *(each for each in callbacks if each not in scores),
-            *([("prefix", once)] if net.cache_prefix and net.max_epochs > 1 else []),
-            ("clip", GradientNormClipping(1.0)),
-            ("schedule", Schedule(warmup_cosine(n_steps))),
-            *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made
-        ],
-    )
-    device = torch.device(net.device)
-    with private_torch_rng(seed + peers.rank, device):
-        net.fit(data, None)
-    _finish(net, data)
-
-
-def _finish(net: TransferNet, data: TrainingData) -> None:
-    """Bring a trained net to the CPU, without what only training needs; make sure that it gives numbers."""
-    net.module_.cpu().eval()
-    net.device = "cpu"
-    net.optimizer_.state.clear()
-    images, _ = data.__getitems__([0])
-    with torch.inference_mode():
-        finite = torch.isfinite(net.module_(images)).all()
-    if not finite:
-        raise FloatingPointError("Training ended with a network that gives no numbers. Try a smaller learning_rate.")

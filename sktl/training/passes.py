@@ -70,6 +70,7 @@ class Passes:
             Loss, learning rate and seconds, for the history.
         """
         self.usable = False
+        data.epoch = self._n_passes
         seed = int(np.random.SeedSequence([self.seed, self._n_passes]).generate_state(1)[0])
         with private_torch_rng(seed, self.device):
             if not self.net.initialized_:

@@ -1,0 +1,94 @@
+"""The training loop: schedule, clipping, precision and what is done once for all epochs."""
+
+from collections.abc import Sequence
+
+import torch
+from skorch.callbacks import Callback, GradientNormClipping
+from skorch.helper import predefined_split
+
+from sktl._random import private_torch_rng
+from sktl.training.activations import PrefixOnce
+from sktl.training.callbacks import NextViews, Schedule, ValidScore, warmup_cosine
+from sktl.training.checkpoint import Checkpoint
+from sktl.training.data import TrainingData, batches
+from sktl.training.net import TransferNet
+from sktl.training.peers import current_peers
+from sktl.training.precision import autocast_dtype
+
+
+def train(
+    net: TransferNet,
+    data: TrainingData,
+    valid: TrainingData | None,
+    seed: int,
+    callbacks: Sequence[tuple[str, Callback]] = (),
+    checkpoint: Checkpoint | None = None,
+    amp: bool | str = False,
+    dtype: str = "auto",
+) -> None:
+    """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
+
+    Parameters
+    ----------
+    net : TransferNet
+        Trained in place.
+    data : TrainingData
+        Rows to learn from.
+    valid : TrainingData or None
+        Rows to measure on after each epoch.
+    seed : int
+        Decides shuffling, dropout and whatever else is random.
+    callbacks : sequence of (str, skorch callback), default=()
+        For this run alone.
+    checkpoint : Checkpoint, default=None
+        Keeps the state after each epoch, and goes on from there.
+    amp : bool or "auto", default=False
+        Whether to compute in bfloat16; see :func:`~sktl.training.precision.autocast_dtype`.
+    dtype : str, default="auto"
+        The precision of embeddings that was asked for.
+    """
+    device = torch.device(net.device)
+    net.autocast = autocast_dtype(amp, net.module, data.inputs(torch.arange(min(2, len(data))), 0), device, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    peers = current_peers()
+    n_steps = len(batches(data, net.batch_size)) * net.max_epochs
+    # First, so that the callbacks of a user see what they recorded.
+    scores = [each for each in callbacks if isinstance(each[1], ValidScore)]
+    once = PrefixOnce([data] if valid is None else [data, valid])
+    net.set_params(
+        iterator_train__generator=generator,
+        iterator_train__part=(peers.rank, peers.size),
+        train_split=predefined_split(valid) if valid is not None else None,
+        callbacks=[
+            *scores,
+            *net.callbacks,
+            *([] if net.averaging is None else [("averaging", net.averaging)]),
+            *(each for each in callbacks if each not in scores),
+            ("views", NextViews(data)),
+            *([("prefix", once)] if _repeats_itself(net, data) else []),
+            ("clip", GradientNormClipping(1.0)),
+            ("schedule", Schedule(warmup_cosine(n_steps))),
+            *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made
+        ],
+    )
+    with private_torch_rng(seed + peers.rank, device):
+        net.fit(data, None)
+    _finish(net, data)
+
+
+def _repeats_itself(net: TransferNet, data: TrainingData) -> bool:
+    """Say whether the same images come more than once, so that it pays to keep what frozen layers make of them."""
+    return net.cache_prefix and net.mixing is None and data.n_kept is not None and net.max_epochs > data.n_kept
+
+
+def _finish(net: TransferNet, data: TrainingData) -> None:
+    """Bring a trained net to the CPU, without what only training needs; make sure that it gives numbers."""
+    net.module_.cpu().eval()
+    net.device = "cpu"
+    net.optimizer_.state.clear()
+    net.averaging = net.autocast = None
+    images = data.inputs(torch.tensor([0]), 0)
+    with torch.inference_mode():
+        finite = torch.isfinite(net.module_(images)).all()
+    if not finite:
+        raise FloatingPointError("Training ended with a network that gives no numbers. Try a smaller learning_rate.")
