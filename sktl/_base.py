@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
+from sktl._params import with_defaults
 from sktl.backbones import (
     Backbone,
     FeatureView,
@@ -215,11 +216,12 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             state["backbone"] = pack_module(state["backbone"])
         if isinstance(state.get("weights"), Mapping):
             state["weights"] = {"packed": pack_tensors(state["weights"])}
-        if "backbone_" in state:
+        is_fitted, is_for_file = "backbone_" in state, current_shelf() is not None
+        if is_fitted or is_for_file:
             state["memory"] = None  # a folder of this machine; all that is in it can be computed anew
-            if state.get("persist") == "reference":
-                state["backbone_"] = self._as_reference(state["backbone_"])
-        if current_shelf() is not None:
+        if is_fitted and state.get("persist") == "reference":
+            state["backbone_"] = self._as_reference(state["backbone_"])
+        if is_for_file:
             state.update(_paths_as_text(state))
         return state
 
@@ -232,7 +234,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         return backbone.with_weights(weights)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
+        state = with_defaults(type(self), state)
         if isinstance(state.get("backbone"), dict):
             state["backbone"] = unpack_module(state["backbone"])
         if isinstance(state.get("weights"), dict):

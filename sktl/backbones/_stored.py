@@ -1,5 +1,6 @@
 """Weights that are kept apart from what refers to them, as in a file without pickle."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -102,7 +103,43 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], identity: str | None = Non
 def unpack_tensors(packed: np.ndarray | bytes | str) -> dict[str, torch.Tensor]:
     """Return packed tensors, on the CPU."""
     shelf = current_shelf()
-    return safetensors.torch.load(bytes(packed)) if shelf is None else shelf.get(packed)
+    if shelf is not None:
+        return shelf.get(packed)
+    if isinstance(packed, np.ndarray) and packed.flags.writeable:
+        return _views_of(packed)
+    return safetensors.torch.load(bytes(packed))
+
+
+def _views_of(packed: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return tensors that lie in the bytes of a safetensors file; the library would copy them twice."""
+    start = 8 + int.from_bytes(packed[:8].tobytes(), "little")
+    entries = json.loads(packed[8:start].tobytes())
+    entries.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        dtype = getattr(torch, _DTYPES.get(entry["dtype"], ""), None)
+        if dtype is None:  # a type that is newer than this list
+            return safetensors.torch.load(packed.tobytes())
+        if first == last:
+            tensors[name] = torch.empty(entry["shape"], dtype=dtype)
+        else:
+            tensors[name] = torch.from_numpy(packed[start + first : start + last]).view(dtype).view(entry["shape"])
+    return tensors
+
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def off_device(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,6 +9,8 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from sktl._params import with_defaults
+
 
 class TrainableNetwork(Protocol):
     """What a strategy sees of the network that it prepares.
@@ -132,6 +134,9 @@ class Strategy(BaseEstimator):
     updates_batch_norm: ClassVar[bool] = False
     C: float = 10.0
     learning_rate: ClassVar[float] = 1e-3
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(with_defaults(type(self), state))
 
     def prepare(self, network: TrainableNetwork) -> None:
         """Choose what is trained, by ``requires_grad``.

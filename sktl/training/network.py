@@ -212,7 +212,7 @@ def restore_network(backbone: Backbone, strategy, head_state: dict[str, Any]) ->
     head_state : dict of str to ndarray
         State of the head.
     """
-    state = {name: torch.from_numpy(value) for name, value in head_state.items()}
+    state = {name: torch.tensor(value) for name, value in head_state.items()}  # copied: they may be read-only
     network = assemble(backbone.module, backbone, len(state["bias"]), strategy.updates_batch_norm)
     network.head.load_state_dict(state)
     return network.eval()
