@@ -86,9 +86,8 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Precision of embeddings and predictions; for that of training see ``amp``. "auto" takes bfloat16 where the
         hardware has it.
     memory : path-like, URL, joblib.Memory or store, default=None
-        A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
-        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store
-        that many machines share.
+        A folder in which embeddings of the frozen backbone are kept for other processes and sessions; with a bound as
+        ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) serves many machines.
     cache_bytes : int, default=512 MiB
         Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
         own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
@@ -116,17 +115,15 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
         but for rounding. Where memory runs out, the number is doubled by itself.
     checkpoint : path-like, default=None
-        A folder in which the state of training is kept after each epoch. A fit that was cut off, whatever by, goes on
-        from there when it is called again with the same data and parameters, and ends with the weights of a fit that
-        never stopped. Needs an integer as ``random_state``.
+        A folder in which the state of training is kept after each epoch. A fit that was cut off goes on from there when
+        called again with the same data and parameters, to the same weights. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
         Run in the training loop after sktl's own.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
     persist : {"embed", "reference"}, default="embed"
-        What a pickle or a file of the fitted estimator holds of the network: all its weights, or the name and the
-        SHA-256 of the public ones that it started from, and what training changed of them. Those have to be found, or
-        fetched, where it is loaded.
+        What a stored estimator holds of the network: all weights, or the name and SHA-256 of the public ones that it
+        started from, which have to be found where it is loaded, and what training changed of them.
     verbose : int, default=0
         From 1 on, training prints a line per epoch.
 
@@ -152,11 +149,9 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
     images_per_second_ : float
         Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``.
     peak_memory_ : float
-        Bytes that ``fit`` took at its peak beyond what was taken before: on a CUDA device what torch allocated there,
-        else resident memory of the process; NaN where the system does not tell.
+        Bytes that ``fit`` took at its peak: on a CUDA device of torch's, else resident memory; NaN if not known.
     training_data_ : dict
-        What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
-        targets and weights, whatever their order. Not set by ``partial_fit``.
+        ``n_rows`` (distinct ones) and ``sha256`` (of contents, targets and weights, in any order) of what ``fit`` got.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
     input_kind_ : {"images", "texts", "numbers"}

@@ -8,6 +8,8 @@ from sklearn.pipeline import make_pipeline
 
 from sktl import PretrainedFeatureTransformer
 
+TRUSTED = ["sktl.backbones._backbone.Backbone", "sktl.transformer.PretrainedFeatureTransformer"]
+
 
 def main(store: str) -> str:
     """Fit, log to a local store, and return the address of the model."""
@@ -17,7 +19,8 @@ def main(store: str) -> str:
     model = make_pipeline(embed, LogisticRegression(max_iter=1000)).fit(X[:200], y[:200])
     with mlflow.start_run():
         mlflow.log_metric("accuracy", model.score(X[200:400], y[200:400]))
-        return mlflow.sklearn.log_model(model, name="digits", input_example=X[:2]).model_uri
+        logged = mlflow.sklearn.log_model(model, name="digits", skops_trusted_types=TRUSTED)
+    return logged.model_uri
 
 
 def predict(store: str, uri: str, X: pd.DataFrame):
