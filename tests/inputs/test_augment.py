@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import draw_shape
 
 from sktl.exceptions import InputError
 from sktl.inputs import Augmenter
@@ -16,8 +15,8 @@ CONFIG = {"input_size": (3, 32, 40), "mean": (0.5, 0.4, 0.3), "interpolation": "
 
 
 @pytest.fixture
-def pixels(rng):
-    return draw_shape("disc", rng, 32, 40)
+def pixels(image_arrays):
+    return image_arrays[0][0, 8:40, 12:52].copy()
 
 
 @pytest.mark.parametrize("choice", CHOICES)
