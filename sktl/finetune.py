@@ -7,22 +7,21 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
-from sklearn.utils.validation import _check_y, check_is_fitted
+from sklearn.utils.multiclass import _check_partial_fit_first_call
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, ClassTargets, FineTuner, as_before_on_failure
 from sktl.inputs import MAX_PIXELS
-from sktl.training import Targets, fit_linear_head
+from sktl.training import fit_linear_head
 
 
 def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(dim=1) == target).float()
 
 
-class FineTuneClassifier(ClassifierMixin, FineTuner):
+class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
     """Classify images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
@@ -270,55 +269,11 @@ class FineTuneClassifier(ClassifierMixin, FineTuner):
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
 
-    def _check_y(self, y) -> np.ndarray:
-        y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
-        check_classification_targets(y)
-        return y
-
-    def _learn_targets(self, y, weight, goes_on) -> Targets:
-        classes, target = np.unique(y, return_inverse=True)
-        if goes_on and not np.array_equal(classes, self.classes_):
-            raise ValueError(
-                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
-                f"got {self.classes_}, `y` has {classes}"
-            )
-        self.classes_ = classes
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes in y, got 1 class instead: {self.classes_[0]!r}."
-            )
-        class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
-        return Targets(target, weight, class_weight)
-
-    def _known_targets(self, y, weight, name) -> Targets:
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            source = "classes does" if name == "y" else "y does"
-            raise ValueError(f"{name} holds labels that {source} not: {unknown[:5].tolist()}.")
-        return Targets(np.searchsorted(self.classes_, y), weight)
-
-    def _targets_of_pass(self, y, weight, first) -> Targets:
-        if self.class_weight == "balanced":
-            raise ValueError(
-                "class_weight 'balanced' is not supported for partial_fit. In order to use 'balanced' weights, use "
-                "compute_class_weight('balanced', classes=classes, y=y). Pass the resulting weights as the "
-                "class_weight parameter."
-            )
-        known = self._known_targets(y, weight, "y")
-        class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        return Targets(known.values, known.weight, class_weight)
-
-    def _n_outputs(self) -> int:
-        return len(self.classes_)
-
     def _solve_head(self, head, embeddings, targets) -> float:
         return fit_linear_head(head, embeddings, targets, self.strategy_.C)
 
     def _net_settings(self, device: torch.device) -> dict[str, Any]:
         return {**super()._net_settings(device), "label_smoothing": self.label_smoothing}
-
-    def _strata(self, targets) -> np.ndarray:
-        return targets.values
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
