@@ -88,7 +88,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             self._check_texts(X, reset)
         elif holds_images(X):
             kind = "images"
-            refuse_texts(X)
+            refuse_texts(X, self.root)
             self._check_columns(X, reset)
         else:
             kind = "numbers"

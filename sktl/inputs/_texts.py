@@ -16,7 +16,7 @@ from sktl.inputs._errors import RowError
 
 _N_LABEL = 60
 _N_SAMPLE = 20  # rows that are looked at to tell texts from paths
-_N_TEXT_WORDS = 3  # a path has fewer
+_N_TEXT_WORDS = 3  # a path that names no file and has as many is none
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
 
@@ -239,17 +239,24 @@ def read_text(item, *, blank: bool = False) -> str:
     return text
 
 
-def refuse_texts(X) -> None:
+def refuse_texts(X, root: str | os.PathLike | None = None) -> None:
     """Raise an error if X, given to a backbone that takes images, plainly holds texts.
 
     Parameters
     ----------
     X : object
         Rows that are to be read as images.
+    root : path-like, default=None
+        Folder that relative paths start from.
+
+    Raises
+    ------
+    InputError
+        If strings of several words without the ending of an image, none of which names a file, are all that it holds.
     """
     column = find_column(X)
     strings = [item for item in _sample(column) if isinstance(item, str)] if column is not None else []
-    if strings and all(_is_plainly_text(item) for item in strings):
+    if strings and all(_is_plainly_text(item, root) for item in strings):
         raise InputError(
             f"X seems to hold texts ({_shorten(strings[0])!r}), and the backbone takes images: a string is read as the "
             "path of a file. For texts give a text encoder: backbone='text:org/name' or 'text:/folder'."
@@ -282,10 +289,11 @@ def _present(column, indices: np.ndarray) -> Iterator[Any]:
             yield item
 
 
-def _is_plainly_text(item: str) -> bool:
+def _is_plainly_text(item: str, root: str | os.PathLike | None) -> bool:
     if item.lower().endswith(_IMAGE_ENDINGS) or "\0" in item:
         return False
-    return ("\n" in item or len(item.split()) >= _N_TEXT_WORDS) and not _exists(item)
+    path = item if root is None else os.path.join(root, item)
+    return ("\n" in item or len(item.split()) >= _N_TEXT_WORDS) and not _exists(path)
 
 
 def _is_plainly_image(item) -> bool:

@@ -66,12 +66,22 @@ def test_a_text_has_one_embedding_alone_and_in_any_crowd(bert, reviews, dtype):
     np.testing.assert_array_equal(np.vstack([transformer.transform([text]) for text in texts[:8]]), together[:8])
 
 
-def test_rows_that_fill_their_length_do_not_change_each_other(bert):
-    """transformers leaves the mask out of a batch in which no row is padded; the numbers must not tell."""
-    full, short = "good " * 14, "good " * 13  # with two special tokens, 16 and 15 of a length of 16
-    transformer = make_transformer(bert, batch_size=2).fit([full])
-    alone = transformer.transform([full, full + " "])  # two texts of the same tokens, in one full batch
-    np.testing.assert_array_equal(alone, transformer.transform([full, short])[[0, 0]])
+def test_attention_has_a_mask_even_where_no_row_is_padded(bert, monkeypatch):
+    """transformers leaves it out, and torch then takes another program: a row would hang on its neighbours."""
+    encoder = load_backbone(bert).module
+    attend = torch.nn.functional.scaled_dot_product_attention
+    masks = []
+
+    def note(*args, attn_mask=None, **kwargs):
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+    full = torch.full((2, 16), 7, dtype=torch.int32)
+    with torch.inference_mode():
+        encoder(full)
+    assert len(masks) == len(encoder.layers)
+    assert all(mask is not None for mask in masks)
 
 
 def test_batch_size_matters_little(bert, reviews):
@@ -237,6 +247,12 @@ def test_texts_for_a_vision_backbone(reviews):
         PretrainedFeatureTransformer().fit(reviews[0])
     with pytest.raises(InputError, match=r"no such file"):  # one word may be a file
         PretrainedFeatureTransformer().fit_transform(["good"])
+
+
+def test_paths_of_many_words_without_an_ending(image_folder, tmp_path):
+    shutil.copy(image_folder / "disc" / "0.png", tmp_path / "a picture of mine")
+    transformer = PretrainedFeatureTransformer(image_size=32, root=tmp_path)
+    assert np.isfinite(transformer.fit_transform(["a picture of mine"])).all()
 
 
 def test_images_for_a_text_backbone(bert, image_paths, image_arrays):

@@ -212,3 +212,14 @@ def test_the_old_task_of_an_encoder(bert, reviews):
         assert model.score(texts, is_long) > 0.8
         assert model.score_original(texts, praise) > 0.8
     assert PretrainedFeatureTransformer(old, dtype="float32").fit_transform(texts).shape == (40, 16)
+
+
+def test_reference_to_a_folder(bert, reviews, tmp_path):
+    """What is kept is the head; the encoder is found again where it was, and must be the same."""
+    texts, y = reviews
+    model = make_model(bert, "feature_extraction", persist="reference").fit(texts, y)
+    path = tmp_path / "model.sktl"
+    sktl.save(model, path)
+    np.testing.assert_array_equal(sktl.load(path, trusted=[bert]).predict_proba(texts), model.predict_proba(texts))
+    whole = pickle.dumps(make_model(bert, "feature_extraction").fit(texts, y))
+    assert len(pickle.dumps(model)) < len(whole)

@@ -207,7 +207,8 @@ def test_families_of_encoders(family, folder):
         torch.manual_seed(0)
         AutoModel.from_config(AutoConfig.for_model(family, **small)).save_pretrained(folder)
     backbone = load_backbone(f"text:{folder}")
-    assert len(backbone.module.layers) == (1 if family == "albert" else 2) or family == "albert"
+    if family != "albert":  # which runs one layer again and again
+        assert len(backbone.module.layers) == 2
     names = [name for group in backbone.layer_groups for name in group]
     assert sorted(names) == sorted(name for name, _ in backbone.module.named_parameters())
     ids = torch.from_numpy(backbone.tokenizer("a good film").ids)[None]
