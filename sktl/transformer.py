@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl._fit_tasks import FitTasks
 from sktl.backbones import POOLINGS
-from sktl.embedding import EmbeddingStats, resolve_device
+from sktl.embedding import EmbeddingStats, resolve_devices
 from sktl.exceptions import InputError
 from sktl.inputs import MAX_PIXELS
 
@@ -61,8 +61,9 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         Larger images are refused before any pixel is decoded. The default is Pillow's own.
     batch_size : int or "auto", default="auto"
         Rows per forward pass. It has no influence on the embeddings.
-    device : str or torch.device, default="auto"
-        Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
+    device : str, torch.device or list of them, default="auto"
+        Where the network runs; "auto" takes CUDA, then MPS, then the CPU. Several devices share the rows:
+        ``["cuda:0", "cuda:1"]``.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision inside the network; "auto" takes bfloat16 where the hardware has it, else float32. Embeddings are
         float32.
@@ -123,6 +124,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     _parameter_constraints: ClassVar[dict] = {
         **SHARED_CONSTRAINTS,
+        "device": [str, torch.device, list, tuple],
         "layer": [Integral, str, list, tuple, None],
         "pooling": [StrOptions(set(POOLINGS))],
         "normalize": ["boolean"],
@@ -226,7 +228,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         """
         embeddings, _ = self._transform_with_stats(X)
         if self.output == "torch" and _get_output_config("transform", self)["dense"] == "default":
-            return torch.from_numpy(embeddings).to(resolve_device(self.device))
+            return torch.from_numpy(embeddings).to(resolve_devices(self.device)[0])
         return embeddings
 
     def _transform_with_stats(self, X) -> tuple[np.ndarray, EmbeddingStats]:

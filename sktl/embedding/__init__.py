@@ -5,7 +5,7 @@ from sktl.embedding.disk import DiskStore
 from sktl.embedding.engine import EmbeddingStats, embed, embed_with_stats
 from sktl.embedding.object_store import ObjectStore
 from sktl.embedding.objects import ObjectFolder
-from sktl.embedding.policy import resolve_device, resolve_dtype
+from sktl.embedding.policy import resolve_device, resolve_devices, resolve_dtype
 from sktl.embedding.runtime import clear_cache
 from sktl.embedding.store import MemoryStore, Store, default_store
 
@@ -22,5 +22,6 @@ __all__ = [
     "embed_with_stats",
     "open_store",
     "resolve_device",
+    "resolve_devices",
     "resolve_dtype",
 ]

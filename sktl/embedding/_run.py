@@ -15,6 +15,7 @@ import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -107,13 +108,16 @@ class Run:
         self.in_flight = {}
         self.stop = threading.Event()
         self.lock = threading.Lock()
-        self.lanes = threading.Semaphore(plan.lanes)
         self.group = max(1, min(_GROUP, -(-plan.batch_size // plan.n_threads)))
         self.look_ahead = plan.lanes + 1 + -(-2 * plan.n_threads * self.group // plan.batch_size)
         self.buffers = {}  # rows per pass -> BufferPool
         config = {} if self.preprocess is None else self.preprocess.config
         scaling = config.get("mean"), config.get("std")
-        self.runner = get_runner(view, plan.device, plan.dtype, plan.runtime, *scaling, plan.share)
+        settings = plan.dtype, plan.runtime, *scaling, plan.share
+        self.runners = [get_runner(view, device, *settings) for device in plan.devices]
+        self.idle = SimpleQueue()  # of lanes: a pass takes the one that waits for longest
+        for runner in self.runners * plan.lanes_per_device:
+            self.idle.put(runner)
 
     # The calling thread ---------------------------------------------------------------------------------------------
 
@@ -241,9 +245,11 @@ class Run:
             self.out[index] = self.out[first]
             if first in self.bad:
                 self.bad[index] = self.bad[first]
-        if self.runner.complaint and self.plan.insists:
-            warnings.warn(self.runner.complaint, PrecisionWarning, stacklevel=4)
-            self.runner.complaint = None
+        complaints = [runner.complaint for runner in self.runners if runner.complaint]
+        if complaints and self.plan.insists:
+            warnings.warn(complaints[0], PrecisionWarning, stacklevel=4)
+            for runner in self.runners:
+                runner.complaint = None
         self.stats.bad = [
             BadRow(self.rows.position(i), self.rows.label(i), reason) for i, reason in sorted(self.bad.items())
         ]
@@ -317,7 +323,7 @@ class Run:
     def _forward(self, inputs, n_used, exact=False):
         """Embeddings of the first rows of a batch, in as many passes as memory asks for."""
         while True:
-            size = min(self.runner.batch_limit or len(inputs), len(inputs))
+            size = min([len(inputs), *(runner.batch_limit for runner in self.runners if runner.batch_limit)])
             try:
                 parts = [self._pass(inputs[start : start + size], exact) for start in range(0, n_used, size)]
                 return np.concatenate(parts)
@@ -332,14 +338,18 @@ class Run:
             self._halve(size)
 
     def _pass(self, inputs, exact):
-        with self.lanes:
-            output = self.runner(inputs, exact)
+        runner = self.idle.get()
+        try:
+            output = runner(inputs, exact)
+        finally:
+            self.idle.put(runner)
         return output.cpu().numpy()  # on a GPU the wait is here, while the next pass is queued
 
     def _halve(self, size):
         with self.lock:
             self.stats.halvings += 1
-            self.runner.batch_limit = min(self.runner.batch_limit or size, max(1, size // 2))
+            for runner in self.runners:
+                runner.batch_limit = min(runner.batch_limit or size, max(1, size // 2))
         if self.plan.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from sktl.backbones import takes_texts
 from sktl.embedding._run import EmbeddingStats, Run
 from sktl.embedding._threads import CpuShare, cpu_share
-from sktl.embedding.policy import resolve_device, resolve_dtype
+from sktl.embedding.policy import resolve_devices, resolve_dtype
 from sktl.embedding.runtime import resolve_runtime
 
 # Raised whenever a change makes the same row give other numbers; stored rows of older versions are then not found.
@@ -28,7 +28,7 @@ _CPU_TOKENS, _GPU_TOKENS = 512, 32_768
 class Plan(NamedTuple):
     """How to compute, all "auto" resolved."""
 
-    device: torch.device
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
     runtime: str
     batch_size: int
@@ -40,7 +40,17 @@ class Plan(NamedTuple):
     @property
     def lanes(self):
         """Forward passes that run side by side; a GPU works on one at a time anyway."""
+        return len(self.devices) * self.lanes_per_device
+
+    @property
+    def lanes_per_device(self):
+        """Those of them that run on the same device."""
         return self.share.lanes if self.device.type == "cpu" else 1
+
+    @property
+    def device(self):
+        """The first device; the others are of its type."""
+        return self.devices[0]
 
     def rows_per_pass(self, length):
         """Say how many rows make a batch.
@@ -93,7 +103,8 @@ def make_plan(view, *, device="auto", dtype="auto", batch_size="auto", n_threads
     plan : Plan
         The same for the same view and parameters, whatever the rows are.
     """
-    device = resolve_device(device)
+    devices = resolve_devices(device)
+    device = devices[0]
     share = cpu_share()
     tokens_per_pass = None
     if isinstance(batch_size, str) and batch_size == "auto":
@@ -104,11 +115,11 @@ def make_plan(view, *, device="auto", dtype="auto", batch_size="auto", n_threads
     if takes_texts(view.data_config) and runtime == "auto":
         runtime = "torch"  # others prepare a program for every length of texts, which takes longer than it saves
     return Plan(
-        device=device,
-        dtype=resolve_dtype(dtype, device),
+        devices=devices,
+        dtype=_common_dtype(dtype, devices),
         runtime=resolve_runtime(runtime, device),
         batch_size=_positive("batch_size", batch_size),
-        n_threads=_positive("n_threads", share.cores if n_threads is None else n_threads),
+        n_threads=_positive("n_threads", max(share.cores, len(devices)) if n_threads is None else n_threads),
         share=share,
         insists=insists,
         tokens_per_pass=tokens_per_pass,
@@ -140,8 +151,8 @@ def embed(
     view : FeatureView
         The network as ``module`` with ``data_config``, ``width`` and ``key``. It is never changed.
 
-    device : {"auto"}, str or torch.device, default="auto"
-        Where to compute; "auto" takes CUDA, MPS or the CPU, in this order.
+    device : {"auto"}, str, torch.device or list of them, default="auto"
+        Where to compute; "auto" takes CUDA, MPS or the CPU, in this order. Several devices of one type share the rows.
 
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the network; "auto" takes bfloat16 where it is native, else float32. A precision that changes the
@@ -207,6 +218,12 @@ def _rows_per_pass(view, device):
         return _GPU_BATCH
     n_parameters = sum(parameter.numel() for parameter in view.module.parameters())
     return _CPU_BATCH_OF_SMALL if n_parameters < _SMALL_PARAMETERS else _CPU_BATCH
+
+
+def _common_dtype(dtype, devices):
+    """The precision that all devices are good at."""
+    resolved = {resolve_dtype(dtype, device) for device in devices}
+    return resolved.pop() if len(resolved) == 1 else torch.float32
 
 
 def _positive(name, value):

@@ -38,6 +38,35 @@ def resolve_device(device="auto"):
     return resolved
 
 
+def resolve_devices(device="auto"):
+    """Turn the ``device`` parameter into the devices that rows are shared out to.
+
+    Parameters
+    ----------
+    device : {"auto"}, str, torch.device or list of them, default="auto"
+        One device, or several of the same type.
+
+    Returns
+    -------
+    devices : tuple of torch.device
+        At least one, each once.
+
+    Raises
+    ------
+    ValueError
+        If a device is not there, or they are not of one type.
+    """
+    if not isinstance(device, (list, tuple)):
+        return (resolve_device(device),)
+    devices = tuple(resolve_device(each) for each in device)
+    if not devices or len(set(devices)) < len(devices) or len({each.type for each in devices}) > 1:
+        raise ValueError(
+            f"The 'device' parameter must name one device, or several different ones of one type, got {device!r} "
+            "instead."
+        )
+    return devices
+
+
 def resolve_dtype(dtype="auto", device="cpu"):
     """Turn the ``dtype`` parameter into the precision of the forward pass.
 

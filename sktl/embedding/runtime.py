@@ -318,7 +318,7 @@ class RunnerCache:
     Parameters
     ----------
     max_runners : int
-        How many are kept.
+        How many are kept for each device.
     """
 
     def __init__(self, max_runners=_MAX_RUNNERS):
@@ -344,7 +344,8 @@ class RunnerCache:
             if runner is None:
                 runner = Runner(view, device, dtype, runtime, mean, std, share)
             self._runners[key] = runner
-            while len(self._runners) > self.max_runners:
+            n_devices = len({device for _, device, *_ in self._runners})
+            while len(self._runners) > self.max_runners * n_devices:
                 self._runners.popitem(last=False)
         return runner
 
