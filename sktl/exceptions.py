@@ -24,6 +24,7 @@ Every error is also a standard type, so that code which knows nothing of sktl ca
     ├── InputWarning                        a row was used in part (the first frame of an animation)
     ├── CacheWarning                        the embedding store cannot be used; work goes on without it
     ├── VersionWarning                      a model was written with other versions than those that read it
+    ├── DeviceWarning                       several fits train on one GPU at the same time
     └── PrecisionWarning                    a network is run in float32, because the precision asked for changes it
 """
 
@@ -161,6 +162,10 @@ class CacheWarning(SktlWarning):
 
 class VersionWarning(SktlWarning):
     """A model was written with other versions of the packages it stands on; it may predict slightly differently."""
+
+
+class DeviceWarning(SktlWarning):
+    """Several fits train on one GPU at the same time, and share its memory."""
 
 
 class PrecisionWarning(SktlWarning):

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 
 from sktl._costs import PeakMemory
 from sktl._finetuning._checkpoints import open_checkpoint
+from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
 from sktl._finetuning._undo import as_before_on_failure
@@ -190,5 +191,6 @@ class FineTuner(PassByPass):
         extra.append(("tasks", EpochTasks(lambda: tasks.begin("epoch"), end)))
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
-        train(self.net_, data, valid, seed, extra, checkpoint, self.amp, self.dtype)
+        with warned_of_company(torch.device(self.net_.device)):
+            train(self.net_, data, valid, seed, extra, checkpoint, self.amp, self.dtype)
         self.history_ += [plain_entry(epoch) for epoch in self.net_.history]
