@@ -166,8 +166,15 @@ def test_head_of_feature_extraction_is_converged(fitted, digits):
 
 @pytest.mark.parametrize(
     "names",
-    [["cat", "dog", "ant"], [7, -3, 100], [2.0, 0.0, 1.0], np.array(["b", "a", "c"], dtype=object), [10**12, 5, 6]],
-    ids=["str", "gaps", "float", "object", "large"],
+    [
+        ["cat", "dog", "ant"],
+        [7, -3, 100],
+        [2.0, 0.0, 1.0],
+        np.array(["b", "a", "c"], dtype=object),
+        [10**12, 5, 6],
+        np.array([4, -2, 9], dtype=np.int32),
+    ],
+    ids=["str", "gaps", "float", "object", "large", "int32"],
 )
 @pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
 def test_labels_of_any_type(few, names, strategy):

@@ -1,9 +1,12 @@
 """What an estimator prints can be typed in again, and its picture in a notebook says what it does."""
 
+import html
+
 import numpy as np
 import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_html_repr
+from small_models import three_digits
 
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer, TextStatistics, strategies
 from sktl.strategies import STRATEGIES, FineTuning, LoRA, PartialFineTuning
@@ -62,3 +65,12 @@ def test_picture_shows_strategy_and_backbone(cls):
     html = estimator_html_repr(model)
     for shown in (cls.__name__, "mobilenetv3_small_100.lamb_in1k", "LoRA(rank=3)", "backbone", "strategy"):
         assert shown in html
+
+
+def test_what_was_fitted_is_in_the_picture_in_short():
+    X, y = three_digits()
+    model = FineTuneClassifier(strategy="feature_extraction", image_shape=(8, 8), image_size=32).fit(X, y)
+    page = html.unescape(estimator_html_repr(model))
+    assert "Backbone('sktl/tiny', 256)" in page
+    assert "FeatureExtraction()" in page
+    assert "trainable_parameters_" in page

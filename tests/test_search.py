@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import FitFailedWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -102,13 +103,50 @@ def test_search_over_heads_embeds_each_image_once(digits, counting):
     assert counting() <= n_distinct + n_fits + 5 * batch
 
 
-def test_search_in_several_processes(digits):
+def test_search_over_backbones_by_name_and_as_objects(digits):
     model = FineTuneClassifier(strategy="feature_extraction", random_state=0, **IMAGES)
-    grid = {"strategy__C": [0.1, 1.0]}
-    alone = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*digits)
-    together = GridSearchCV(model, grid, cv=2, error_score="raise", n_jobs=2).fit(*digits)
-    np.testing.assert_array_equal(alone.cv_results_["mean_test_score"], together.cv_results_["mean_test_score"])
-    np.testing.assert_array_equal(alone.predict_proba(digits[0]), together.predict_proba(digits[0]))
+    backbones = ["sktl/tiny", Counting()]
+    search = GridSearchCV(model, {"backbone": backbones}, cv=2, error_score="raise").fit(*digits)
+    assert search.cv_results_["param_backbone"][0] == "sktl/tiny"
+    assert search.cv_results_["param_backbone"][1] is backbones[1]
+    assert search.best_estimator_.transform(digits[0][:2]).shape[1] in (256, 32)
+    assert search.best_score_ > 0.6
+
+
+def test_search_over_what_an_embedding_is(digits):
+    embed = PretrainedFeatureTransformer(image_shape=(8, 8), image_size=32)
+    model = make_pipeline(embed, LogisticRegression(max_iter=1000))
+    grid = {
+        "pretrainedfeaturetransformer__layer": [None, -2, [1, -1]],
+        "pretrainedfeaturetransformer__pooling": ["auto", "max"],
+    }
+    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*digits)
+    widths = {str(params["pretrainedfeaturetransformer__layer"]) for params in search.cv_results_["params"]}
+    assert widths == {"None", "-2", "[1, -1]"}
+    assert search.best_score_ > 0.6
+
+
+def test_a_candidate_that_fails_gets_the_error_score(digits):
+    model = FineTuneClassifier(Counting(), "fine_tuning", max_epochs=2, random_state=0, **IMAGES)
+    grid = {"learning_rate": [0.01, 1e30]}
+    with pytest.warns(FitFailedWarning, match="Try a smaller learning_rate"):
+        search = GridSearchCV(model, grid, cv=2, error_score=-1.0).fit(*digits)
+    assert search.cv_results_["mean_test_score"][1] == -1.0
+    assert search.best_params_ == {"learning_rate": 0.01}
+    with pytest.raises(FloatingPointError, match="Try a smaller learning_rate"):
+        GridSearchCV(model, grid, cv=2, error_score="raise").fit(*digits)
+
+
+def test_refit_may_choose_by_itself(digits):
+    """The cheapest of those that are good enough: a rule that scikit-learn takes as a function."""
+    model = FineTuneClassifier(Counting(), max_epochs=1, random_state=0, **IMAGES)
+    grid = {"strategy": ["fine_tuning", "feature_extraction"]}
+    scoring = {"accuracy": "accuracy", "trained": lambda model, X, y: -model.trainable_parameters_}
+    search = GridSearchCV(
+        model, grid, scoring=scoring, cv=2, refit=lambda results: results["mean_test_trained"].argmax()
+    )
+    assert search.fit(*digits).best_params_ == {"strategy": "feature_extraction"}
+    assert search.best_estimator_.strategy_.trains_backbone is False
 
 
 def test_cross_validation_of_images(image_paths):

@@ -30,7 +30,7 @@ from sktl.backbones._views import FeatureView, PooledModule, example_input, make
 from sktl.exceptions import BackboneError, UnsafeFileError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A pretrained network without its classifier, frozen and shared; copy it before training.
 
@@ -59,14 +59,14 @@ class Backbone:
     """
 
     name: str
-    module: nn.Module = field(repr=False)
-    recipe: dict[str, Any] = field(repr=False)
-    data_config: dict[str, Any] = field(repr=False)
+    module: nn.Module
+    recipe: dict[str, Any]
+    data_config: dict[str, Any]
     width: int
     fingerprint: str
-    low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
-    original_head: OriginalHead | None = field(default=None, repr=False)
-    _views: dict[str, FeatureView] = field(default_factory=dict, repr=False)
+    low_rank: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    original_head: OriginalHead | None = None
+    _views: dict[str, FeatureView] = field(default_factory=dict)
 
     @classmethod
     def from_module(
@@ -117,6 +117,9 @@ class Backbone:
     def with_original_head(self, head: OriginalHead | None) -> "Backbone":
         """Return the same backbone with another head beside it, or none."""
         return dataclasses.replace(self, original_head=head)
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r}, {self.width})"  # short enough for the tables of a notebook
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: self.__dict__[name] for name in _KEPT}

@@ -43,6 +43,28 @@ def test_the_state_of_global_generators_has_no_influence(few):
     assert difference(first, second) == 0.0
 
 
+def test_a_random_state_is_drawn_from(few):
+    """Two fits with one generator differ; the same generator anew gives the same."""
+    shared = np.random.RandomState(7)
+    first, second = (make_model(random_state=shared).fit(*few) for _ in range(2))
+    assert difference(first, second) > 0.0
+    assert difference(first, make_model(random_state=np.random.RandomState(7)).fit(*few)) == 0.0
+
+
+def test_no_random_state_is_numpys_global_generator(few):
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        np.random.seed(11)  # noqa: NPY002
+        first = make_model(random_state=None).fit(*few)
+        second = make_model(random_state=None).fit(*few)
+        np.random.seed(11)  # noqa: NPY002
+        again = make_model(random_state=None).fit(*few)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    assert difference(first, second) > 0.0
+    assert difference(first, again) == 0.0
+
+
 @pytest.mark.parametrize("strategy", TRAINED)
 def test_other_seed_other_weights(few, strategy):
     assert difference(make_model(strategy).fit(*few), make_model(strategy, random_state=1).fit(*few)) > 0.0
