@@ -212,8 +212,9 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """Return settings and numbers, nothing that belongs to one machine or device."""
         state = dict(super().__getstate__())
-        if isinstance(state.get("backbone"), nn.Module):
-            state["backbone"] = pack_module(state["backbone"])
+        for name in ("backbone", "head"):
+            if isinstance(state.get(name), nn.Module):
+                state[name] = pack_module(state[name])
         if isinstance(state.get("weights"), Mapping):
             state["weights"] = {"packed": pack_tensors(state["weights"])}
         is_fitted, is_for_file = "backbone_" in state, current_shelf() is not None
@@ -235,8 +236,9 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = with_defaults(type(self), state)
-        if isinstance(state.get("backbone"), dict):
-            state["backbone"] = unpack_module(state["backbone"])
+        for name in ("backbone", "head"):
+            if isinstance(state.get(name), dict):
+                state[name] = unpack_module(state[name])
         if isinstance(state.get("weights"), dict):
             state["weights"] = unpack_tensors(state["weights"]["packed"])
         super().__setstate__(state)

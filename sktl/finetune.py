@@ -3,25 +3,21 @@
 from numbers import Real
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import _check_partial_fit_first_call
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, ClassTargets, FineTuner, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, ClassifierHeads, ClassTargets, as_before_on_failure
 from sktl.inputs import MAX_PIXELS
-from sktl.training import fit_linear_head
 
 
 def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(dim=1) == target).float()
 
 
-class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
+class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
     """Classify images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
@@ -61,6 +57,13 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
         Rows per training step.
     weight_decay : float, default=0.01
         Decoupled weight decay of matrices and kernels (AdamW); biases and normalisation layers have none.
+    head : {"linear", "mlp"}, nn.Module or classifier, default="linear"
+        What turns embeddings into classes: a linear layer, which is solved for where a strategy fits the head first; a
+        small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
+        n_classes) and is copied; or, with ``strategy="feature_extraction"``, any classifier of scikit-learn.
+    dropout : float, default=0.0
+        Share of the embedding's values that the head does not see in a step of training. It says nothing where the
+        head is solved for.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as scikit-learn's classifiers take them.
     early_stopping : "auto" or bool, default="auto"
@@ -133,6 +136,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
     original_classes_ : ndarray of shape (n_original_classes,)
         Labels of the task that the backbone was trained on, for ``predict_original``: those of a fitted classifier,
         ImageNet's by the number of classes, else column numbers. Only there if the backbone brought a classifier.
+    head_ : estimator
+        The fitted head, where it is a classifier of scikit-learn; on class indices, not labels.
     strategy_ : Strategy
         The strategy object that was used.
     backbone_ : Backbone
@@ -183,6 +188,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
     _parameter_constraints: ClassVar[dict] = {
         **TRAINING_CONSTRAINTS,
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "head": [StrOptions({"linear", "mlp"}), nn.Module, HasMethods(["fit", "predict"])],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
     _criterion = nn.CrossEntropyLoss
@@ -204,6 +211,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
         learning_rate=None,
         batch_size=32,
         weight_decay=0.01,
+        head="linear",
+        dropout=0.0,
         class_weight=None,
         early_stopping="auto",
         validation_fraction=0.1,
@@ -268,9 +277,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
         )
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
-
-    def _solve_head(self, head, embeddings, targets) -> float:
-        return fit_linear_head(head, embeddings, targets, self.strategy_.C)
+        self.head = head
+        self.dropout = dropout
 
     def _net_settings(self, device: torch.device) -> dict[str, Any]:
         return {**super()._net_settings(device), "label_smoothing": self.label_smoothing}
@@ -304,52 +312,3 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, FineTuner):
             _check_partial_fit_first_call(self, classes)
             self._partial_fit(X, y, sample_weight)
         return self
-
-    def decision_function(self, X) -> np.ndarray:
-        """Compute the head's output.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) or (n, n_classes), float32
-            One column per class; with two classes, how much the second is favoured.
-        """
-        check_is_fitted(self)
-        logits = self._outputs(X).astype(np.float32)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def predict_proba(self, X) -> np.ndarray:
-        """Compute class probabilities.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        proba : ndarray of shape (n, n_classes), float32
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
-        check_is_fitted(self)
-        return softmax(self._outputs(X), axis=1).astype(np.float32)
-
-    def predict(self, X) -> np.ndarray:
-        """Predict labels.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-            Of the type of ``classes_``.
-        """
-        check_is_fitted(self)
-        return self.classes_[self._outputs(X).argmax(axis=1)]

@@ -215,7 +215,7 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     def _n_outputs(self) -> int:
         return self._n_targets
 
-    def _solve_head(self, head, embeddings, targets) -> float:
+    def _solve_head(self, head, embeddings, targets, seed) -> float:
         return fit_ridge_head(head, embeddings, targets, self.strategy_.C)
 
     @_fit_context(prefer_skip_nested_validation=True)

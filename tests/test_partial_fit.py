@@ -205,7 +205,7 @@ def test_fit_goes_on(few, strategy):
     cold = make_model(strategy, **options).fit(X, y)
     warm = make_model(strategy, warm_start=True, **options)
     losses = [warm.fit(X, y).history_[-1]["train_loss"] for _ in range(4)]
-    assert losses[-1] < 0.7 * cold.history_[-1]["train_loss"]
+    assert losses[-1] < 0.9 * cold.history_[-1]["train_loss"]
     assert len([entry for entry in warm.history_ if entry["phase"] == "network"]) == 4
     assert cold.set_params(max_epochs=1).fit(X, y).history_[-1]["train_loss"] > losses[-1]
 

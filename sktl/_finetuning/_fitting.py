@@ -27,7 +27,6 @@ from sktl.training import (
     Targets,
     ValidScore,
     VariantRows,
-    build_network,
     current_peers,
     describe_rows,
     merge_duplicates,
@@ -105,9 +104,8 @@ class FineTuner(PassByPass):
                 self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
             targets, validation = self._scale_targets(targets, validation, goes_on)
             self._end_passes()
-            head = self.net_.module_.head.state_dict() if goes_on else None
             checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
-            self._fit_network(rows, targets, validation, backbone, head, seed, tasks, checkpoint)
+            self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
             self.images_per_second_ = len(targets) * len(self.history_) / self.fit_seconds_
             tasks.finish()
@@ -122,22 +120,22 @@ class FineTuner(PassByPass):
         targets: Targets,
         validation,
         backbone: Backbone,
-        head: dict | None,
+        goes_on: bool,
         seed: int,
         tasks: FitTasks,
         checkpoint,
     ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
         backbone, draw_original = self._open_original_data(backbone)
-        network = build_network(backbone, self._n_outputs(), self.strategy_, seed, head)
+        network = self._build_network(backbone, seed, goes_on=goes_on)
         views = self._views(backbone, seed)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
         embeddings = None
         if self.strategy_.fits_head_first:
             tasks.begin("head")
-            goes_on = head is not None and self.strategy_.trains_backbone
-            embeddings = self._fit_head(network, rows, targets, backbone, views, solve=not goes_on)
+            solve = not goes_on or not self.strategy_.trains_backbone
+            embeddings = self._fit_head(network, rows, targets, backbone, views, seed, solve=solve)
         if self.strategy_.trains_backbone:
             start = start_of_training(self.strategy_, backbone, embeddings, draw_original)
             self.strategy_.on_train_begin(network, start)
@@ -155,7 +153,9 @@ class FineTuner(PassByPass):
             self.backbone_ = backbone
         self._keep_original_head(backbone, network.original_head)
 
-    def _fit_head(self, network, rows, targets: Targets, backbone, views, *, solve: bool) -> np.ndarray | None:
+    def _fit_head(
+        self, network, rows, targets: Targets, backbone, views, seed: int, *, solve: bool
+    ) -> np.ndarray | None:
         """Fit the head, if it is new, on the backbone's embeddings of the rows; return these, if they are of use."""
         started = time.perf_counter()
         if not solve and not self.strategy_.needs_original_head:
@@ -163,7 +163,8 @@ class FineTuner(PassByPass):
         embeddings = self._embed(rows, backbone.view)
         if not solve:
             return embeddings
-        loss = self._solve_head(network.head, *self._with_variants(embeddings, rows, targets, backbone, views))
+        used = self._with_variants(embeddings, rows, targets, backbone, views)
+        loss = self._solve_head(network.head, *used, seed)
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
         return embeddings
 

@@ -13,7 +13,7 @@ from sktl._base import EmbeddingMixin
 from sktl._finetuning._original import OriginalTask
 from sktl._finetuning._state import PlainState
 from sktl.backbones import Backbone
-from sktl.training import head_outputs, make_net, trained_backbone
+from sktl.training import build_network, head_outputs, make_net, trained_backbone, zero_linear
 
 # Brings learning rates to where they are usual for encoders like BERT (Devlin and others, NAACL 2019).
 _SCALE_OF_TEXTS = 0.3
@@ -26,9 +26,22 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     ----------
     _criterion : type of module
         The loss of the training loop, with a ``reduction`` parameter.
+    dropout : float
+        Of the head; a parameter of estimators that have it.
     """
 
     _criterion: ClassVar[type[nn.Module]]
+    dropout: float = 0.0
+
+    def _new_head(self, width: int, seed: int) -> nn.Module:
+        """Return a head that knows nothing yet."""
+        return zero_linear(width, self._n_outputs())
+
+    def _build_network(self, backbone: Backbone, seed: int, *, goes_on: bool):
+        """Return a network prepared by the strategy, with a new head, or a copy of the fitted one where it goes on."""
+        head = copy.deepcopy(self.net_.module_.head) if goes_on else self._new_head(backbone.width, seed)
+        settings = {"goes_on": goes_on, "dropout": self.dropout}
+        return build_network(backbone, self._n_outputs(), self.strategy_, seed, head, **settings)
 
     def _make_net(self, network, device: torch.device):
         return make_net(network, self.strategy_, **self._net_settings(device))

@@ -152,13 +152,13 @@ class OriginalTask(TrainingParameters):
         state = dict(state)
         if state.get("_original") is not None:
             packed = state["_original"]
-            state["_original"] = OriginalHead(unpack_head(packed["head"]), packed["classes"])
+            state["_original"] = OriginalHead(unpack_head(packed["head"]).requires_grad_(False), packed["classes"])
         super().__setstate__(state)
 
     def _as_backbone(self) -> Backbone:
         """Return the fine-tuned backbone; a classifier's own head is the original head of the next task."""
         backbone = super()._as_backbone()
-        if not hasattr(self, "classes_"):
+        if not hasattr(self, "classes_") or not hasattr(self, "net_"):
             return backbone.with_original_head(None)
         return backbone.with_original_head(OriginalHead.from_module(self.net_.module_.head, self.classes_))
 

@@ -1,5 +1,6 @@
 """Training pass by pass: what partial_fit does."""
 
+import copy
 import time
 from typing import Any
 
@@ -16,7 +17,6 @@ from sktl.training import (
     Passes,
     Targets,
     TrainingData,
-    build_network,
     head_alone,
     merge_duplicates,
     restore_network,
@@ -82,8 +82,7 @@ class PassByPass(TrainingRows):
                 "task or to old outputs for all rows. Use fit."
             )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        head = None if first else self.net_.module_.head.state_dict()
-        network = build_network(self.backbone_, self._n_outputs(), self.strategy_, seed, head)
+        network = self._build_network(self.backbone_, seed, goes_on=not first)
         if self.strategy_.trains_backbone:
             self.strategy_.on_train_begin(network, start_of_training(self.strategy_, self.backbone_, None))
         else:
@@ -103,8 +102,7 @@ class PassByPass(TrainingRows):
         """Predict from now on with a copy of the network in training, as it would be if training ended here."""
         network = self._passes.network
         if not self.strategy_.trains_backbone:
-            state = {name: value.numpy() for name, value in network.head.state_dict().items()}
-            network = restore_network(self.backbone_, self.strategy_, state)
+            network = restore_network(self.backbone_, self.strategy_, copy.deepcopy(network.head).cpu())
         vars(self).update(self._as_if_done(network, self.backbone_))
 
     def __getstate__(self):

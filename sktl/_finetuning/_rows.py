@@ -38,7 +38,7 @@ class TrainingRows(FittedNetwork):
         """Return the width of the head's output."""
 
     @abstractmethod
-    def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets) -> float:
+    def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets, seed: int) -> float:
         """Fit a new head on embeddings to convergence; return its loss."""
 
     def _strata(self, targets: Targets) -> np.ndarray | None:

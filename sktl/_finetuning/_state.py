@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from sktl._finetuning._parameters import TrainingParameters
-from sktl.training import plain_callbacks, plain_history, put_history, restore_network
+from sktl.training import pack_head, plain_callbacks, plain_history, put_history, restore_network, unpack_head
 
 
 class PlainState(TrainingParameters):
@@ -21,14 +21,13 @@ class PlainState(TrainingParameters):
             state["callbacks"] = plain_callbacks(state["callbacks"])
         net = state.pop("net_", None)
         if net is not None:
-            head = {name: value.numpy() for name, value in net.module_.head.state_dict().items()}
-            state["_net"] = {"head": head, "history": plain_history(net)}
+            state["_net"] = {"head": pack_head(net.module_.head), "history": plain_history(net)}
         return state
 
     def __getattr__(self, name: str) -> Any:
         if name != "net_" or "_net" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        network = restore_network(self.backbone_, self.strategy_, self._net["head"])
+        network = restore_network(self.backbone_, self.strategy_, unpack_head(self._net["head"]))
         net = self._make_net(network, torch.device("cpu")).initialize()
         put_history(net, self._net["history"])
         self.net_ = net

@@ -11,7 +11,7 @@ from torch import nn
 from sktl._deps import import_extra
 from sktl.backbones import add_low_rank
 from sktl.exceptions import StrategyError
-from sktl.strategies._tuned import PROBE, SlowBackbone
+from sktl.strategies._tuned import PROBE, SCALE, SlowBackbone
 from sktl.strategies.base import TrainableNetwork
 
 _ADAPTER = "default"  # peft's own name for the only adapter
@@ -40,7 +40,7 @@ class LoRA(SlowBackbone):
         merge them.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
-    backbone_lr_scale : float, default=1.0
+    backbone_lr_scale : float, default=0.5
         Learning rate of the additions, as a fraction of the head's.
 
     See Also
@@ -66,7 +66,7 @@ class LoRA(SlowBackbone):
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "target_modules": [StrOptions({"all", "linear", "conv"}), list],
         **PROBE,
-        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
+        **SCALE,
     }
 
     def __init__(
@@ -76,7 +76,7 @@ class LoRA(SlowBackbone):
         dropout: float = 0.0,
         target_modules: str | list[str] = "all",
         C: float = 10.0,
-        backbone_lr_scale: float = 1.0,
+        backbone_lr_scale: float = 0.5,
     ):
         self.rank = rank
         self.alpha = alpha
@@ -149,7 +149,7 @@ class BitFit(SlowBackbone):
         normalisation layers, or both. Running statistics of batch normalisation stay as they are.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
-    backbone_lr_scale : float, default=1.0
+    backbone_lr_scale : float, default=0.5
         Learning rate of the trained part of the backbone, as a fraction of the head's.
 
     See Also
@@ -176,10 +176,10 @@ class BitFit(SlowBackbone):
     _parameter_constraints: ClassVar[dict] = {
         "train": [StrOptions({"bias", "norm", "bias_and_norm"})],
         **PROBE,
-        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
+        **SCALE,
     }
 
-    def __init__(self, train: str = "bias", C: float = 10.0, backbone_lr_scale: float = 1.0):
+    def __init__(self, train: str = "bias", C: float = 10.0, backbone_lr_scale: float = 0.5):
         self.train = train
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale

@@ -7,6 +7,7 @@ from sktl.training.head import fit_linear_head, fit_ridge_head, head_outputs, pa
 from sktl.training.loop import train
 from sktl.training.net import make_net
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
+from sktl.training.new_heads import make_head, train_head, zero_linear
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.peers import Peers, current_peers, training_with
 from sktl.training.plain import plain_callbacks, plain_history, put_history
@@ -34,6 +35,7 @@ __all__ = [
     "fit_ridge_head",
     "head_alone",
     "head_outputs",
+    "make_head",
     "make_net",
     "merge_duplicates",
     "pack_head",
@@ -43,7 +45,9 @@ __all__ = [
     "restore_network",
     "start_of_training",
     "train",
+    "train_head",
     "trained_backbone",
     "training_with",
     "unpack_head",
+    "zero_linear",
 ]

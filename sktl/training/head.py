@@ -11,6 +11,7 @@ from torch import nn
 
 from sktl.backbones import pack_module, unpack_module
 from sktl.training.data import Targets
+from sktl.training.new_heads import MLPHead
 
 NARROW = 0.01
 
@@ -104,8 +105,11 @@ def pack_head(head: nn.Module) -> dict[str, Any]:
     head : nn.Module
         Left as it is.
     """
+    state = {name: value.detach().cpu().numpy() for name, value in head.state_dict().items()}
     if type(head) is nn.Linear:
-        return {"kind": "linear", **{name: value.detach().cpu().numpy() for name, value in head.state_dict().items()}}
+        return state
+    if type(head) is MLPHead:
+        return {"kind": "mlp", **state}
     return {"kind": "module", "module": pack_module(head)}
 
 
@@ -117,12 +121,19 @@ def unpack_head(packed: dict[str, Any]) -> nn.Module:
     packed : dict
         Left as it is.
     """
-    if packed["kind"] == "module":
-        return unpack_module(packed["module"]).eval().requires_grad_(False)
+    kind = packed.get("kind", "linear")
+    if kind == "module":
+        return unpack_module(packed["module"]).eval()
     state = {name: torch.tensor(value) for name, value in packed.items() if name != "kind"}
-    head = nn.utils.skip_init(nn.Linear, *reversed(state["weight"].shape), bias="bias" in state)
+    if kind == "mlp":
+        (n_hidden, width), n_outputs = state["0.weight"].shape, len(state["2.bias"])
+        with torch.device("meta"):  # draws no random numbers
+            head = MLPHead(width, n_outputs, n_hidden)
+        head.to_empty(device="cpu")
+    else:
+        head = nn.utils.skip_init(nn.Linear, *reversed(state["weight"].shape), bias="bias" in state)
     head.load_state_dict(state)
-    return head.eval().requires_grad_(False)
+    return head.eval()
 
 
 def _standardised(embeddings: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from sktl._random import private_torch_rng
 from sktl.backbones import Backbone, OriginalHead, build_from_recipe, layer_groups, reset_parameters
 from sktl.exceptions import StrategyError
 from sktl.strategies import Start
+from sktl.training.new_heads import zero_linear
 
 
 class Network(nn.Module):
@@ -30,6 +31,8 @@ class Network(nn.Module):
         Whether trained batch normalisation layers follow the statistics of the new data.
     original_head : nn.Module, default=None
         Maps embeddings to the old task's outputs; trained by the strategy's penalty.
+    dropout : float, default=0.0
+        Share of the embedding's values that the head does not see in a training step.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class Network(nn.Module):
         std,
         updates_batch_norm: bool = False,
         original_head: nn.Module | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.original_head = original_head
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.updates_batch_norm = updates_batch_norm
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -60,7 +65,7 @@ class Network(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         embeddings = self.backbone(self.normalise(images))
         self._embeddings = embeddings if self.training else None
-        return self.head(embeddings)
+        return self.head(self.dropout(embeddings))
 
     def take_embeddings(self) -> torch.Tensor | None:
         """Hand over what the head was given in the last training step, and let go of it."""
@@ -96,51 +101,55 @@ class Network(nn.Module):
 
 
 def build_network(
-    backbone: Backbone, n_outputs: int, strategy, seed: int, head: dict[str, torch.Tensor] | None = None
+    backbone: Backbone,
+    n_outputs: int,
+    strategy,
+    seed: int,
+    head: nn.Module | None = None,
+    *,
+    goes_on: bool = False,
+    dropout: float = 0.0,
 ) -> Network:
-    """Copy a backbone, put a new head on it, and let the strategy choose what is trained.
+    """Copy a backbone, put a head on it, and let the strategy choose what is trained.
 
     Parameters
     ----------
     backbone : Backbone
         Shared, and left as it is.
     n_outputs : int
-        Width of the head's output.
+        Width of the output of a head that is not given.
     strategy : Strategy
         Prepares the network.
     seed : int
         For everything random: the backbone's start, where the strategy starts from scratch, and what it adds.
-    head : dict of str to tensor, default=None
-        State of the head, where training goes on; then it goes on from the backbone's weights too, whatever the
-        strategy starts from otherwise.
+    head : nn.Module, default=None
+        The head, which becomes part of the network; None makes a linear layer of zeros.
+    goes_on : bool, default=False
+        Whether training goes on from the backbone's weights, whatever the strategy starts from otherwise.
+    dropout : float, default=0.0
+        Share of the embedding's values that the head does not see in a training step.
 
     Returns
     -------
     network : Network
         On the CPU, in eval mode. A backbone that is not trained stays shared.
     """
+    head = zero_linear(backbone.width, n_outputs) if head is None else head
     if not strategy.trains_backbone:
-        network = assemble(backbone.module, backbone, n_outputs, strategy.updates_batch_norm).eval()
-        return _with_head(network, head)
+        return assemble(backbone.module, backbone, head, strategy.updates_batch_norm, dropout).eval()
     with private_torch_rng(seed):
         module = build_from_recipe(backbone.recipe)
-        if strategy.starts_pretrained or head is not None:
+        if strategy.starts_pretrained or goes_on:
             module.load_state_dict(backbone.module.state_dict())
         elif backbone.recipe["kind"] == "module":
             reset_parameters(module)
-        network = _with_head(assemble(module, backbone, n_outputs, strategy.updates_batch_norm), head)
+        network = assemble(module, backbone, head, strategy.updates_batch_norm, dropout)
         if strategy.needs_original_head:
             network.original_head = copy.deepcopy(_original_head(backbone, strategy).module)
         network.requires_grad_(True)
         strategy.prepare(network)
     network.eval()
     network.refresh_frozen()
-    return network
-
-
-def _with_head(network: Network, state: dict[str, torch.Tensor] | None) -> Network:
-    if state is not None:
-        network.head.load_state_dict(state)
     return network
 
 
@@ -174,14 +183,13 @@ def start_of_training(
     return Start(embeddings, initial, draw_original)
 
 
-def assemble(module: nn.Module, backbone: Backbone, n_outputs: int, updates_batch_norm: bool) -> Network:
-    """Put a head with zero weights on a backbone's module: the first gradient reaches the head alone."""
-    head = nn.utils.skip_init(nn.Linear, backbone.width, n_outputs)  # draws no random numbers
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+def assemble(
+    module: nn.Module, backbone: Backbone, head: nn.Module, updates_batch_norm: bool, dropout: float = 0.0
+) -> Network:
+    """Put a head on a backbone's module."""
     config: dict[str, Any] = backbone.data_config
     scaling = config.get("mean", [0.0]), config.get("std", [1.0])  # texts have none
-    return Network(module, head, *scaling, updates_batch_norm)
+    return Network(module, head, *scaling, updates_batch_norm, dropout=dropout)
 
 
 def trained_backbone(backbone: Backbone, network: Network) -> Backbone:
@@ -200,8 +208,8 @@ def trained_backbone(backbone: Backbone, network: Network) -> Backbone:
     )
 
 
-def restore_network(backbone: Backbone, strategy, head_state: dict[str, Any]) -> Network:
-    """Put a saved head back on a backbone.
+def restore_network(backbone: Backbone, strategy, head: nn.Module) -> Network:
+    """Put a head that was fitted before on a backbone.
 
     Parameters
     ----------
@@ -209,10 +217,7 @@ def restore_network(backbone: Backbone, strategy, head_state: dict[str, Any]) ->
         As it was after training; shared with the result.
     strategy : Strategy
         The one that trained it.
-    head_state : dict of str to ndarray
-        State of the head.
+    head : nn.Module
+        Becomes part of the network.
     """
-    state = {name: torch.tensor(value) for name, value in head_state.items()}  # copied: they may be read-only
-    network = assemble(backbone.module, backbone, len(state["bias"]), strategy.updates_batch_norm)
-    network.head.load_state_dict(state)
-    return network.eval()
+    return assemble(backbone.module, backbone, head, strategy.updates_batch_norm).eval()

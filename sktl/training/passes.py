@@ -161,5 +161,6 @@ class EmbeddingRow:
 def head_alone(network: Network) -> Network:
     """Return a network of a copy of the head, which takes embeddings in place of images."""
     alone = Network(nn.Flatten(), network.head, network.mean.flatten().tolist(), network.std.flatten().tolist())
+    alone.dropout = network.dropout
     alone.requires_grad_(True)
     return alone.eval()
