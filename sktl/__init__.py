@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sktl.finetune import FineTuneClassifier
     from sktl.persistence import inspect, load, push_to_hub, save
     from sktl.regression import FineTuneRegressor
+    from sktl.scalar_mix import ScalarMix
     from sktl.text_statistics import TextStatistics
     from sktl.transformer import PretrainedFeatureTransformer
 
@@ -26,6 +27,7 @@ __all__ = [
     "FineTuneClassifier",
     "FineTuneRegressor",
     "PretrainedFeatureTransformer",
+    "ScalarMix",
     "TextStatistics",
     "__version__",
     "exceptions",
@@ -44,6 +46,7 @@ _HOMES = {
     "FineTuneRegressor": "sktl.regression",
     "export_onnx": "sktl.export",
     "PretrainedFeatureTransformer": "sktl.transformer",
+    "ScalarMix": "sktl.scalar_mix",
     "TextStatistics": "sktl.text_statistics",
     "inspect": "sktl.persistence",
     "list_backbones": "sktl.backbones",

@@ -9,7 +9,7 @@ from sklearn.base import clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer
+from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer, ScalarMix
 
 FAMILIES = ["test_resnet", "test_vit", "test_convnext"]
 
@@ -22,6 +22,7 @@ ESTIMATORS = [
     FineTuneRegressor(strategy="lp_ft", image_size=32, max_epochs=1, batch_size=64, learning_rate=3e-5),
     *(PretrainedFeatureTransformer(name, weights=None, image_size=32) for name in FAMILIES),
     *(FineTuneClassifier(name, "feature_extraction", weights=None, image_size=32) for name in FAMILIES),
+    ScalarMix(),
 ]
 
 EACH_KIND = [next(each for each in ESTIMATORS if type(each) is kind) for kind in dict.fromkeys(map(type, ESTIMATORS))]
