@@ -9,7 +9,7 @@ import numpy as np
 
 from sktl._deps import import_extra
 
-__all__ = ["StrategyComparisonDisplay"]
+__all__ = ["LearningRateFinderDisplay", "StrategyComparisonDisplay"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the shapes of the marks differ besides.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#8a8f94"
@@ -216,6 +216,93 @@ class StrategyComparisonDisplay:
         ax.set_xlabel("seconds")
         ax.tick_params(axis="y", labelleft=False)
         _tidy(ax)
+
+
+class LearningRateFinderDisplay:
+    """How the loss followed while a learning rate was looked for.
+
+    Make one with :meth:`from_estimator`.
+
+    Parameters
+    ----------
+    learning_rates, losses, smoothed_losses : array-like of shape (n_steps,)
+        Of each step.
+    chosen : float
+        The learning rate that was taken.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it is drawn.
+    figure_ : matplotlib Figure
+        The figure that it is in.
+
+    Examples
+    --------
+    >>> from sktl.plots import LearningRateFinderDisplay
+    >>> display = LearningRateFinderDisplay([1e-4, 1e-3, 1e-2], [2.0, 1.0, 3.0], [2.0, 1.5, 2.2], 1e-4)
+    >>> display.chosen
+    0.0001
+    """
+
+    def __init__(self, learning_rates, losses, smoothed_losses, chosen):
+        self.learning_rates = learning_rates
+        self.losses = losses
+        self.smoothed_losses = smoothed_losses
+        self.chosen = chosen
+
+    @classmethod
+    def from_estimator(cls, estimator, *, ax=None):
+        """Draw the test of an estimator that was fitted with ``learning_rate="auto"``.
+
+        Parameters
+        ----------
+        estimator : FineTuneClassifier or FineTuneRegressor
+            Fitted.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : LearningRateFinderDisplay
+            With ``ax_`` and ``figure_``.
+        """
+        if not hasattr(estimator, "lr_curve_"):
+            raise ValueError(
+                f"This {type(estimator).__name__} holds no test of learning rates: fit it with learning_rate='auto', "
+                "and a strategy that trains the backbone."
+            )
+        curve = estimator.lr_curve_
+        values = curve["learning_rate"], curve["loss"], curve["smoothed_loss"]
+        return cls(*values, estimator.learning_rate_).plot(ax=ax)
+
+    def plot(self, ax=None):
+        """Draw the loss of each step over its learning rate.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : LearningRateFinderDisplay
+            With ``ax_`` and ``figure_``.
+        """
+        if ax is None:
+            pyplot = import_extra("matplotlib.pyplot", extra="plots", caller="LearningRateFinderDisplay.plot")
+            ax = pyplot.figure(figsize=(6.4, 3.8), layout="constrained").subplots()
+        ax.plot(self.learning_rates, self.losses, ".", color=_GREY, markersize=4, label="loss of a step")
+        ax.plot(self.learning_rates, self.smoothed_losses, color=_BLUE, linewidth=2, label="smoothed")
+        ax.axvline(self.chosen, color=_VERMILION, linestyle="--", label=f"chosen: {self.chosen:.2g}")
+        ax.set_xscale("log")
+        ax.set_xlabel("learning rate of the head")
+        ax.set_ylabel("training loss")
+        ax.set_ylim(0, 1.6 * max(self.smoothed_losses[0], min(self.smoothed_losses)))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2)
+        _tidy(ax, grid="y")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
 
 
 def _tidy(ax, grid: str | None = None) -> None:

@@ -47,9 +47,10 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         Larger images are refused before any pixel is decoded. The default is Pillow's own.
     max_epochs : int, default=10
         Passes over the training rows, for strategies that train the backbone.
-    learning_rate : float, default=None
+    learning_rate : float or "auto", default=None
         Highest learning rate of the head; None takes the strategy's own, or three tenths of it for texts. The strategy
-        derives the backbone's from it.
+        derives the backbone's from it. "auto" finds one by a test of up to 60 training steps before the first epoch, on
+        a copy of the network.
     batch_size : int, default=32
         Rows per training step.
     weight_decay : float, default=0.01
@@ -132,6 +133,10 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         The net; ``net_.module_`` is the network of backbone and head.
     history_ : list of dict
         One entry per phase or epoch: losses (of the standardised targets), learning rate, seconds.
+    learning_rate_ : float
+        What ``learning_rate="auto"`` has found.
+    lr_curve_ : dict of str to list of float
+        The test that it was found by: "learning_rate", "loss" and "smoothed_loss" of each step.
     trainable_parameters_ : int
         How many numbers were trained.
     fit_seconds_ : float

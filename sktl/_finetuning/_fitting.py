@@ -1,5 +1,6 @@
 """The phases of fit."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,8 @@ from sktl.training import (
     VariantRows,
     current_peers,
     describe_rows,
+    find_learning_rate,
+    make_net,
     merge_duplicates,
     start_of_training,
     train,
@@ -142,8 +145,7 @@ class FineTuner(PassByPass):
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
-            self.net_ = self._make_net(network, resolve_device(self.device))
-            self._train(rows, targets, validation, backbone, views, seed, tasks, checkpoint)
+            self._train(network, rows, targets, validation, backbone, views, seed, tasks, checkpoint)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
@@ -179,8 +181,20 @@ class FineTuner(PassByPass):
         repeated = targets.take(np.tile(np.arange(len(targets)), n_times))
         return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
 
-    def _train(self, rows, targets, validation, backbone, views, seed: int, tasks: FitTasks, checkpoint) -> None:
+    def _find_learning_rate(self, network, data, seed: int) -> None:
+        """Find the learning rate by a test, if that is wanted."""
+        for name in ("learning_rate_", "lr_curve_"):
+            self.__dict__.pop(name, None)
+        if self.learning_rate != "auto":
+            return
+        settings = {**self._net_settings(resolve_device(self.device)), "learning_rate": 1.0, "ema_decay": None}
+        net = make_net(copy.deepcopy(network), copy.deepcopy(self.strategy_), **settings)
+        self.learning_rate_, self.lr_curve_ = find_learning_rate(net, data, seed)
+
+    def _train(self, network, rows, targets, validation, backbone, views, seed, tasks: FitTasks, checkpoint) -> None:
         data = self._training_data(rows, targets, backbone, views)
+        self._find_learning_rate(network, data, seed)
+        self.net_ = self._make_net(network, resolve_device(self.device))
         valid = None if validation is None else self._training_data(*validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:

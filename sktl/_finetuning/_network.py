@@ -48,7 +48,9 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
 
     def _head_learning_rate(self) -> float:
         """Return the learning rate asked for, or the strategy's own; encoders of texts take smaller steps."""
-        if self.learning_rate is not None:
+        if self.learning_rate == "auto" and hasattr(self, "learning_rate_"):
+            return self.learning_rate_
+        if self.learning_rate not in (None, "auto"):
             return self.learning_rate
         return self.strategy_.learning_rate * (_SCALE_OF_TEXTS if self.input_kind_ == "texts" else 1.0)
 

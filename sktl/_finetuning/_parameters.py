@@ -13,7 +13,7 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     **SHARED_CONSTRAINTS,
     "strategy": [str, Strategy],
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
-    "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+    "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"}), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
     "early_stopping": ["boolean", StrOptions({"auto"})],

@@ -37,6 +37,8 @@ class PassByPass(TrainingRows):
         first = not hasattr(self, "net_")
         if self.early_stopping is True:
             raise ValueError("early_stopping should be False with partial_fit")
+        if self.learning_rate == "auto":
+            raise ValueError("learning_rate should not be 'auto' with partial_fit")
         if self.ema_decay is not None:
             raise ValueError("ema_decay should be None with partial_fit")
         if first:

@@ -11,6 +11,7 @@ from sktl.training.new_heads import make_head, train_head, zero_linear
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.peers import Peers, current_peers, training_with
 from sktl.training.plain import plain_callbacks, plain_history, put_history
+from sktl.training.rate import find_learning_rate
 from sktl.training.views import VariantRows, Views
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "current_peers",
     "describe_fit",
     "describe_rows",
+    "find_learning_rate",
     "fit_linear_head",
     "fit_ridge_head",
     "head_alone",
