@@ -28,3 +28,10 @@ def test_killed_writers_of_a_shared_store_leave_no_wrong_row():
     printed = run("shared_cache_faults.py", "--kills", "8", "--rows", "2000")
     assert "8 writers, 8 kills" in printed
     assert printed.count(" 0 wrong rows") == 2
+
+
+def test_plan_for_many_images_follows_its_assumptions():
+    printed = run("billion_images.py", "--images", "1e6", "--image-kb", "100", "--cores", "4", "--decode-rate", "100")
+    assert "read: 0.1 TB of images" in printed
+    plan = [line.split() for line in printed.splitlines() if line.startswith("resnet50 ") and "GPU" in line]
+    assert plan[0][5:7] == ["400", "decoding"]
