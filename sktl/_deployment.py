@@ -40,6 +40,14 @@ class Parts:
         """Whether the embeddings go on to the reader's own head."""
         return self.rest is self.reader
 
+    @property
+    def policy(self) -> dict[str, Any]:
+        """Where and how the network runs: the options of :func:`sktl.embedding.embed` that the reader uses."""
+        names = ["device", "dtype"]
+        if isinstance(self.reader, PretrainedFeatureTransformer):
+            names += ["runtime", "batch_size"]  # a fine-tuner's batch size is that of its training
+        return {name: getattr(self.reader, name) for name in names}
+
 
 def take_apart(model: Any) -> Parts | None:
     """Find the network of a fitted model, and what comes after it.

@@ -11,6 +11,7 @@ from sktl.exceptions import InputError
 from sktl.persistence import load
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
+_GRAPH = ".onnx"
 
 
 def load_model(path: Path, *, runtime: str = "auto") -> Any:
@@ -36,12 +37,23 @@ def load_model(path: Path, *, runtime: str = "auto") -> Any:
     """
     if not path.is_file():
         raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.sktl.")
-    is_graph = path.suffix.lower() == ".onnx"
+    is_graph = path.suffix.lower() == _GRAPH
     read = _open_graph if is_graph else _unpickle if path.suffix.lower() in _PICKLES else _load
     model = read(path)
     if not hasattr(model, "predict"):
         raise InputError(f"The file {str(path)!r} holds no classifier, but an object of type {type(model).__name__!r}.")
     return _as_graph(model) if runtime == "onnx" and not is_graph else model
+
+
+def describes_itself(path: Path) -> bool:
+    """Tell whether a file is taken for one of :func:`sktl.save`, which :func:`sktl.inspect` reads.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
+    return path.suffix.lower() not in (*_PICKLES, _GRAPH)
 
 
 def _load(path: Path) -> Any:

@@ -91,7 +91,7 @@ behind a proxy that has one. SIGTERM and Ctrl+C finish what has begun. Needs: pi
 
 _SERVE_EXAMPLES = """\
 examples:
-  sktl serve sktl-compare/birds/model.joblib --gallery birds/
+  sktl serve sktl-compare/birds/model.sktl --gallery birds/
   curl -F images=@holiday.jpg http://127.0.0.1:8000/predict
 """
 
@@ -270,7 +270,7 @@ def _add_serve(commands) -> None:
         description=_SERVE_TEXT,
         epilog=_SERVE_EXAMPLES,
     )
-    command.add_argument("model", metavar="MODEL", help="the model.joblib of `sktl compare`, or an .onnx file")
+    command.add_argument("model", metavar="MODEL", help="the model.sktl of `sktl compare`, or an .onnx file")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
     command.add_argument("--port", type=_at_least(0), default=8000, metavar="N", help="0: a free one (%(default)s)")
     command.add_argument("--name", help="what the page calls the model (taken from the file's path)")

@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from sktl.cli._folder import find_images
-from sktl.cli._model import load_model
+from sktl.cli._model import describes_itself, load_model
 from sktl.exceptions import InputError
+from sktl.persistence import inspect
 from sktl.serving import Gallery, Limits, ServedModel, bind, make_app, serve, url_of
 
 
@@ -32,7 +34,8 @@ def run_serve(arguments) -> int:
     with bind(arguments.host, arguments.port) as listener:  # better known now than after the model is loaded
         model = ServedModel(load_model(path), limits.max_pixels)
         gallery = _open_gallery(arguments.gallery, model)
-        app = make_app(model, name=arguments.name or _name_of(path), limits=limits, gallery=gallery)
+        name = arguments.name or _name_of(path)
+        app = make_app(model, name=name, limits=limits, gallery=gallery, facts=_facts_of(path))
         print(f"{path} is served at {url_of(listener)} (Ctrl+C ends it)", flush=True)
         serve(app, listener)
     return 0
@@ -50,6 +53,14 @@ def _open_gallery(folder: str | None, model: ServedModel) -> Gallery | None:
     return gallery
 
 
+def _facts_of(path: Path) -> dict[str, Any]:
+    """Return what the file itself says of the model in it, where it is of the form that says something."""
+    if not describes_itself(path):
+        return {}
+    info = inspect(path)
+    return {"created": info.created, "training_data": info.training_data, "metrics": info.metrics}
+
+
 def _name_of(path: Path) -> str:
-    """``sktl-compare/birds/model.joblib`` -> ``birds``; other files by their own name."""
+    """``sktl-compare/birds/model.sktl`` -> ``birds``; other files by their own name."""
     return path.parent.name if path.stem == "model" and path.parent.name else path.stem

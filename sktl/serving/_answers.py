@@ -1,5 +1,6 @@
 """What answers look like, and how the documentation describes them."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -82,7 +83,9 @@ def predictions_of(
     return {"predictions": predictions} if classes is None else {"classes": classes, "predictions": predictions}
 
 
-def card_of(model: ServedModel, name: str, limits: Limits, gallery: Gallery | None) -> dict[str, Any]:
+def card_of(
+    model: ServedModel, name: str, limits: Limits, gallery: Gallery | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Say what a model is.
 
     Parameters
@@ -95,6 +98,8 @@ def card_of(model: ServedModel, name: str, limits: Limits, gallery: Gallery | No
         What a request may hold.
     gallery : Gallery or None
         Images to compare with.
+    facts : dict
+        What else is known; JSON-able.
     """
     card: dict[str, Any] = {
         "name": name,
@@ -111,4 +116,4 @@ def card_of(model: ServedModel, name: str, limits: Limits, gallery: Gallery | No
         card["backbone"] = reader.backbone_.name
         card["input_size"] = model.parts.view.data_config["input_size"]
         card["strategy"] = repr(reader.strategy_) if hasattr(reader, "strategy_") else None
-    return card
+    return {**card, **facts}

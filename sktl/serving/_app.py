@@ -1,7 +1,7 @@
 """The application: which address answers what."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -25,7 +25,12 @@ MAX_SIMILAR = 24
 
 
 def make_app(
-    model: Any, *, name: str = "model", limits: Limits | None = None, gallery: Gallery | None = None
+    model: Any,
+    *,
+    name: str = "model",
+    limits: Limits | None = None,
+    gallery: Gallery | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """Make an ASGI application that predicts with a fitted model.
 
@@ -39,6 +44,8 @@ def make_app(
         Bounds on what clients may ask for; None takes the defaults.
     gallery : Gallery, default=None
         Images to compare with.
+    facts : dict, default=None
+        What else the card shall say of the model, JSON-able: scores, training data.
 
     Returns
     -------
@@ -62,7 +69,7 @@ def make_app(
     """
     limits = limits or Limits()
     served = model if isinstance(model, ServedModel) else ServedModel(model, limits.max_pixels)
-    service = Service(served, name, limits, gallery)
+    service = Service(served, limits, gallery)
     app = FastAPI(
         title=name,
         version=version("sktl"),
@@ -74,7 +81,7 @@ def make_app(
     app.add_exception_handler(Refusal, _refuse)
     app.add_middleware(Counted, metrics=service.metrics)
     _add_predict(app, service)
-    _add_facts(app, service)
+    _add_facts(app, service, card_of(served, name, limits, gallery, facts or {}))
     add_pages(app)
     if gallery is not None:
         _add_gallery(app, gallery)
@@ -88,16 +95,14 @@ class Service:
     ----------
     model : ServedModel
         Predicts.
-    name : str
-        Of the model.
     limits : Limits
         What clients may ask for.
     gallery : Gallery or None
         Images to compare with.
     """
 
-    def __init__(self, model: ServedModel, name: str, limits: Limits, gallery: Gallery | None):
-        self.model, self.name, self.limits, self.gallery = model, name, limits, gallery
+    def __init__(self, model: ServedModel, limits: Limits, gallery: Gallery | None):
+        self.model, self.limits, self.gallery = model, limits, gallery
         self.uploads = Uploads(limits)
         self.metrics = Metrics()
         self.metrics.watch("sktl_queued_images", "Images that wait", lambda: self.batcher.n_queued)
@@ -108,7 +113,11 @@ class Service:
         """Start the threads, and let them finish what is waiting in the end."""
         await run_in_threadpool(self.model.warm_up)
         self.batcher = Batcher(
-            self.model.answer_all, self.limits.max_queued_images, on_batch=self.metrics.batch.observe
+            self.model.answer_all,
+            self.limits.max_queued_images,
+            pass_size=self.model.pass_size,
+            max_images=self.model.max_images,
+            on_batch=self.metrics.batch.observe,
         )
         try:
             yield
@@ -169,13 +178,11 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         return JSONResponse(await service.predict(request, similar))
 
 
-def _add_facts(app: FastAPI, service: Service) -> None:
+def _add_facts(app: FastAPI, service: Service, card: dict[str, Any]) -> None:
     @app.get("/health", summary="Is the server there?")
     async def health() -> dict[str, str]:
         """Answer as soon as predictions can be asked for."""
         return {"status": "ok"}
-
-    card = card_of(service.model, service.name, service.limits, service.gallery)
 
     @app.get("/model", summary="The model's card", responses={200: CARD})
     async def model() -> Response:

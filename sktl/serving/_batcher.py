@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-MAX_IMAGES = 32
-SECONDS_TO_WAIT = 0.003
 N_THREADS = 2  # while one batch is in the network, the next is decoded
+SECONDS_TO_WAIT = 0.003
+SECONDS_TO_WAIT_WHILE_BUSY = 0.25  # nothing is lost by it: the cores are at work
 
 
 class Busy(Exception):  # noqa: N818 -- an answer to the client, not an error of ours
@@ -33,6 +33,10 @@ class Batcher:
         Takes a list of lists of images, returns one answer for each.
     max_queued_images : int
         Images that may wait.
+    pass_size : int, default=1
+        Images that fill a pass through the network; a pass with fewer costs the same.
+    max_images : int, default=32
+        Images to compute in one go.
     on_batch : callable, default=None
         Told the number of images of each batch.
     """
@@ -41,14 +45,19 @@ class Batcher:
         self,
         compute: Callable[[Sequence[list[bytes]]], list[Any]],
         max_queued_images: int,
+        *,
+        pass_size: int = 1,
+        max_images: int = 32,
         on_batch: Callable[[int], None] | None = None,
     ):
         self._compute = compute
         self._max_queued_images = max_queued_images
+        self._pass_size, self._max_images = pass_size, max(pass_size, max_images)
         self._on_batch = on_batch or (lambda n_images: None)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._n_busy = 0
         self._threads = [threading.Thread(target=self._work, name=f"sktl-batch-{n}") for n in range(N_THREADS)]
         for thread in self._threads:
             thread.start()
@@ -94,10 +103,15 @@ class Batcher:
 
     def _work(self) -> None:
         while (jobs := self._take()) is not None:
-            jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
-            if jobs:
-                self._on_batch(sum(len(job.images) for job in jobs))
-                self._answer(jobs)
+            try:
+                jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
+                if jobs:
+                    self._on_batch(sum(len(job.images) for job in jobs))
+                    self._answer(jobs)
+            finally:
+                with self._changed:
+                    self._n_busy -= 1
+                    self._changed.notify_all()
 
     def _take(self) -> list[Job] | None:
         """Wait for jobs, and a little longer for more to go with them; None at the end."""
@@ -106,17 +120,24 @@ class Batcher:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
                     return None
-                patience = self._jobs[0].arrived + SECONDS_TO_WAIT - time.monotonic()
-                if patience > 0 and not self._closed and self.n_queued < MAX_IMAGES:
-                    self._changed.wait(patience)
-                elif self._jobs:
+                patience = self._jobs[0].arrived + self._seconds_to_wait() - time.monotonic()
+                if patience <= 0:
+                    self._n_busy += 1
                     return self._pop()
+                self._changed.wait(patience)
+
+    def _seconds_to_wait(self) -> float:
+        """Return how long the first job may wait for others."""
+        if self._closed or self.n_queued >= self._pass_size:
+            return 0.0
+        return SECONDS_TO_WAIT_WHILE_BUSY if self._n_busy else SECONDS_TO_WAIT
 
     def _pop(self) -> list[Job]:
-        """Take whole jobs in the order of their coming; the first, however large it is."""
+        """Take whole jobs in the order of their coming, to fill whole passes; the first, however large it is."""
+        n_passes = max(1, min(self.n_queued, self._max_images) // self._pass_size)
         jobs = [self._jobs.popleft()]
         n_images = len(jobs[0].images)
-        while self._jobs and n_images + len(self._jobs[0].images) <= MAX_IMAGES:
+        while self._jobs and n_images + len(self._jobs[0].images) <= n_passes * self._pass_size:
             n_images += len(self._jobs[0].images)
             jobs.append(self._jobs.popleft())
         return jobs

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._deployment import Parts, innermost, take_apart
 from sktl.embedding import embed
+from sktl.embedding.engine import make_plan
 from sktl.exceptions import InputError
 from sktl.inputs import Row, RowError, open_rows
 from sktl.serving._pictures import encode
@@ -66,6 +68,13 @@ class ServedModel:
         If the model does not predict, or not from images.
     NotFittedError
         If it is not fitted.
+
+    Attributes
+    ----------
+    pass_size : int
+        Images that fill a pass through the network.
+    max_images : int
+        Images that keep all cores busy.
     """
 
     def __init__(self, model: Any, max_pixels: int):
@@ -81,9 +90,12 @@ class ServedModel:
             raise InputError(f"The server takes images, and this model was fitted on {kind}.")
         if self.parts is None and hasattr(self.model, "__sklearn_tags__"):
             check_is_fitted(self.model)
-        self._rest = self._rest_of(self.parts) if self.parts else None
+        self._steps, self._last = _after_embeddings(self.parts) if self.parts else (None, None)
         self.has_proba = hasattr(self.model, "predict_proba")
         self.classes = _plain(np.asarray(self.model.classes_)) if hasattr(self.model, "classes_") else None
+        plan = make_plan(self.parts.view, **self.parts.policy) if self.parts else None
+        self.pass_size = plan.batch_size if plan else 1
+        self.max_images = plan.batch_size * plan.lanes if plan else 1
 
     @property
     def shares_passes(self) -> bool:
@@ -134,27 +146,15 @@ class ServedModel:
         reasons : dict of int to str
             Why not, by place.
         """
-        reader = self.parts.reader
         rows = _RecordedRows(images, self.max_pixels)
-        options = {name: getattr(reader, name) for name in ("runtime",) if hasattr(reader, name)}
-        embeddings = embed(rows, self.parts.view, device=reader.device, dtype=reader.dtype, on_error="nan", **options)
+        embeddings = embed(rows, self.parts.view, on_error="nan", **self.parts.policy)
         bad = np.flatnonzero(np.isnan(embeddings).any(axis=1)).tolist()
         return embeddings, {place: rows.reason(place) for place in bad}
 
-    def _rest_of(self, parts: Parts) -> Any:
-        """Return what predicts from embeddings; a fine-tuned model does so when it is told to find them as X."""
-        if not parts.has_head:
-            return parts.rest
-        head = copy.copy(parts.reader)
-        head._embeddings = lambda X: X
-        return head
-
     def _answer(self, embeddings: np.ndarray) -> Answer:
-        return Answer(
-            _plain(self._rest.predict(embeddings)),
-            self._rest.predict_proba(embeddings) if self.has_proba else None,
-            embeddings,
-        )
+        features = embeddings if self._steps is None else self._steps.transform(embeddings)
+        proba = self._last.predict_proba(features) if self.has_proba else None
+        return Answer(_plain(self._last.predict(features)), proba, embeddings)
 
     def _answer_whole(self, images: list[bytes]) -> Answer | BadImages:
         try:
@@ -164,6 +164,16 @@ class ServedModel:
             if not error.rows:
                 raise
             return BadImages({row.index: row.reason for row in error.rows})
+
+
+def _after_embeddings(parts: Parts) -> tuple[Pipeline | None, Any]:
+    """Return what transforms embeddings, if anything does, and what predicts from that."""
+    if parts.has_head:  # a fine-tuned model predicts from embeddings when it is told to find them as X
+        head = copy.copy(parts.reader)
+        head._embeddings = lambda X: X
+        return None, head
+    *steps, (_, last) = parts.rest.steps
+    return (Pipeline(steps) if steps else None), last
 
 
 class _RecordedRows:

@@ -78,9 +78,18 @@ class Account:
             raise Refusal(408, f"The upload took longer than {seconds:g} seconds.") from error
         except ClientDisconnect as error:
             raise Refusal(400, "The client went away before the upload was complete.") from error
-        if not form.files:
-            raise Refusal(422, "The form holds no complete file: send at least one image.")
-        return form.files
+        return self._files_of(form)
+
+    def _files_of(self, form: Form) -> list[Upload]:
+        if form.count() > self.limits.max_images:
+            raise Refusal(413, f"A request may hold {self.limits.max_images} images at most.")
+        try:
+            files = form.files()
+        except FormError as error:
+            raise Refusal(400, str(error)) from error
+        if not files:
+            raise Refusal(422, "The form holds no file: send at least one image.")
+        return files
 
     async def _fill(self, form: Form, request: Request) -> None:
         """Feed a form; of one that is refused read the rest, for the answer reaches only a client that has sent all."""
@@ -99,10 +108,5 @@ class Account:
             return Refusal(503, "The server holds as many images as it can; try again in a moment.")
         self.n_bytes += len(chunk)
         self.uploads.bytes_held += len(chunk)
-        try:
-            form.feed(chunk)
-        except FormError as error:
-            return Refusal(400, str(error))
-        if form.n_begun > self.limits.max_images:
-            return Refusal(413, f"A request may hold {self.limits.max_images} images at most.")
+        form.feed(chunk)
         return None

@@ -5,11 +5,10 @@ import csv
 import io
 from types import SimpleNamespace
 
-import joblib
 import pytest
 from small_models import make_network
 
-from sktl import FineTuneClassifier, PretrainedFeatureTransformer
+from sktl import FineTuneClassifier, PretrainedFeatureTransformer, export_onnx, save
 from sktl.cli import main
 
 for package in ("onnx", "onnxruntime", "onnxscript", "skl2onnx"):
@@ -26,8 +25,8 @@ def run(*words):
 @pytest.fixture(scope="module")
 def model(image_paths, tmp_path_factory):
     """File of a fitted model."""
-    path = tmp_path_factory.mktemp("models") / "model.joblib"
-    joblib.dump(FineTuneClassifier(make_network(), "feature_extraction", image_size=16).fit(*image_paths), path)
+    path = tmp_path_factory.mktemp("models") / "model.sktl"
+    save(FineTuneClassifier(strategy="feature_extraction", image_size=32).fit(*image_paths), path)
     return path
 
 
@@ -41,7 +40,7 @@ def exported(model):
     return path
 
 
-def test_file_and_pickle_predict_the_same(model, exported, image_folder):
+def test_graph_and_estimator_predict_the_same(model, exported, image_folder):
     plain = run("predict", model, image_folder, "--proba", "--csv")
     for words in ([exported], [exported, "--runtime", "onnx"], [model, "--runtime", "onnx"]):
         done = run("predict", *words, image_folder, "--proba", "--csv")
@@ -89,8 +88,6 @@ def test_refusals(words, message, model, exported, tmp_path):
 
 
 def test_graph_that_predicts_nothing(image_paths, tmp_path):
-    from sktl import export_onnx
-
     embed = PretrainedFeatureTransformer(make_network(), image_size=16).fit(image_paths[0])
     path = export_onnx(embed, tmp_path / "embed.onnx")
     done = run("predict", path, image_paths[0][0])

@@ -79,15 +79,18 @@ def test_too_many_bytes(narrow, as_chunks):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "holds no complete file"),
-        (b"nonsense", "cannot be read"),
-        (b"--x\r\nnonsense\r\n\r\n--x--\r\n", "cannot be read"),
+        (b"", "last boundary is missing"),
+        (b"nonsense", "last boundary is missing"),
+        (b"--x--\r\n", "holds no file"),
+        (b"--x\r\nnonsense\r\n\r\n--x--\r\n", "has no headers"),
+        (b"--x nonsense\r\n\r\nz\r\n--x--\r\n", "has no headers"),
+        (b"--x\r\nz\r\n--x--\r\n", "has no headers"),
         (b"--x\r\nContent-Disposition: form-data\r\n\r\nz\r\n--x--\r\n", "field '' of the form holds no file"),
         (
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nz\r\n--x--\r\n',
             "field 'a' of the form holds no file",
         ),
-        (b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nGIF8', "holds no complete file"),
+        (b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nGIF8', "last boundary is missing"),
     ],
 )
 def test_damaged_forms(client, body, message):
@@ -105,6 +108,17 @@ def test_bodies_that_are_no_form(client, contents, kind):
 def test_form_without_boundary(client):
     answer = client.post("/predict", content=b"z", headers={"Content-Type": "multipart/form-data"})
     assert "boundary" in refusal(answer, 415)
+
+
+def test_form_that_comes_byte_by_byte(client, model, contents):
+    body = b"preamble\r\n--x  \r\nContent-Type: image/png\r\n"
+    body += b'content-disposition: form-data; name="a"; filename="\xc3\xa9.png"'
+    body += b"\r\n\r\n" + contents[0] + b"\r\n--x--\r\nepilogue"
+    pieces = (body[place : place + 1] for place in range(len(body)))
+    answer = client.post("/predict", content=pieces, headers=FORM)
+    (found,) = answer.json()["predictions"]
+    assert found["name"] == "é.png"
+    np.testing.assert_array_equal([found["probabilities"]], model.predict_proba([contents[0]]))
 
 
 def test_slow_uploads(narrow):

@@ -63,8 +63,10 @@ def make_pipe(last):
     return make_pipeline(PretrainedFeatureTransformer(make_network(), **SMALL), StandardScaler(), last)
 
 
-def test_pipeline_with_a_classic_model(image_paths, contents):
-    model = make_pipe(LogisticRegression()).fit(*image_paths)
+@pytest.mark.parametrize("batch_size", ["auto", 3])
+def test_pipeline_with_a_classic_model(batch_size, image_paths, contents):
+    model = make_pipe(LogisticRegression())
+    model.set_params(pretrainedfeaturetransformer__batch_size=batch_size).fit(*image_paths)
     with running(make_app(model)) as client:
         answer = post(client, contents[:5])
     np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[:5]))

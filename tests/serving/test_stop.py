@@ -10,11 +10,11 @@ import sys
 import threading
 from types import SimpleNamespace
 
-import joblib
 import numpy as np
 import pytest
 from servers import as_files, httpx
 
+import sktl
 from sktl import FineTuneClassifier
 from sktl.cli import main
 from sktl.serving import bind
@@ -29,8 +29,8 @@ def model(image_paths):
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
     """Its file."""
-    path = tmp_path_factory.mktemp("shapes") / "model.joblib"
-    joblib.dump(model, path)
+    path = tmp_path_factory.mktemp("shapes") / "model.sktl"
+    sktl.save(model, path, metrics={"accuracy": 0.5})
     return path
 
 
@@ -43,7 +43,7 @@ def process(saved, image_folder):
             assert server.stdout.readline() == f"gallery: 30 images of {image_folder}\n"
             line = server.stdout.readline()
             host, port = re.search(r"is served at http://([\d.]+):(\d+) ", line).groups()
-            yield SimpleNamespace(server=server, host=host, port=int(port))
+            yield SimpleNamespace(server=server, host=host, port=int(port), name=saved.parent.name)
         finally:
             server.kill()
 
@@ -58,13 +58,17 @@ def test_request_under_way_is_finished(process, model, contents):
     url = f"http://{process.host}:{process.port}"
     answer = httpx.post(f"{url}/predict?similar=2", files=as_files(contents[:1]), timeout=60, trust_env=False)
     assert len(answer.json()["predictions"][0]["similar"]) == 2
+    card = httpx.get(f"{url}/model", timeout=60, trust_env=False).json()
+    assert (card["name"], card["metrics"], card["training_data"]["n_rows"]) == (process.name, {"accuracy": 0.5}, 30)
     body = form_of(contents[3])
     connection = http.client.HTTPConnection(process.host, process.port, timeout=60)
     connection.putrequest("POST", "/predict")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
     connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body[:100])
-    assert httpx.get(f"{url}/health", trust_env=False).status_code == 200  # by now the request above is under way
+    assert (
+        httpx.get(f"{url}/health", timeout=60, trust_env=False).status_code == 200
+    )  # by now the request above is under way
     process.server.send_signal(signal.SIGTERM)
     while True:
         try:
@@ -104,9 +108,9 @@ def test_missing_extra(saved, monkeypatch):
 
 
 def test_missing_and_foreign_models(tmp_path):
-    assert "There is no model" in refusal(tmp_path / "model.joblib", "--port", 0)
-    joblib.dump({"a": 1}, tmp_path / "model.joblib")
-    assert "holds no classifier" in refusal(tmp_path / "model.joblib", "--port", 0)
+    assert "There is no model" in refusal(tmp_path / "model.sktl", "--port", 0)
+    (tmp_path / "model.sktl").write_bytes(b"PK not really")
+    assert "cannot be loaded" in refusal(tmp_path / "model.sktl", "--port", 0)
 
 
 def test_missing_gallery(saved, tmp_path):
