@@ -122,12 +122,36 @@ def test_what_is_asked_for_wrongly(rows, transformer, tmp_path):
         list(read_shards(tmp_path / "nothing"))
 
 
+def test_missing_values_are_rows_that_cannot_be_read(rows, transformer, tmp_path):
+    mixed = [rows[0], *((f"nothing {k}", None, {"label": "?"}) for k in range(3)), rows[1]]
+    report = embed_to_parquet(mixed, tmp_path, transformer, rows_per_shard=2)
+    assert [(row.index, row.reason) for row in report.bad] == [(k, "missing value") for k in (1, 2, 3)]
+    assert everything(tmp_path)[0] == ["row 0", "row 1"]
+
+
+def test_a_file_in_the_place_of_the_folder(rows, transformer, tmp_path):
+    (tmp_path / "out.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ShardError, match=r"out.parquet' is a file"):
+        embed_to_parquet(rows, tmp_path / "out.parquet", transformer)
+
+
+def test_names_of_files_that_are_no_text(image_folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    try:
+        (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).write_bytes((image_folder / "disc" / "0.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes text only")
+    assert main(["embed", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--image-size", "32"]) == 0
+    assert everything(tmp_path / "out")[0] == ["caf\\udce9.png"]
+
+
 def test_rows_of_parquet_files(image_paths, transformer, tmp_path):
     paths, labels = image_paths
     contents = [Path(path).read_bytes() for path in paths[:6]]
     table = pa.table({"photo": contents, "label": list(labels[:6]), "price": range(6)})
     pq.write_table(table, tmp_path / "shop.parquet")
-    rows = list(read_parquet_rows([tmp_path / "shop.parquet"], "photo", keep=["price"]))
+    rows = list(read_parquet_rows([tmp_path / "shop.parquet"], "photo", keep=["price"], root=tmp_path))
+    assert rows[2][0] == "shop.parquet:2"
     assert [more["price"] for _, _, more in rows] == list(range(6))
     assert len({name for name, _, _ in rows}) == 6
     embed_to_parquet(rows, tmp_path / "out", transformer)

@@ -35,7 +35,7 @@ def run_embed(arguments) -> int:
         image_size=arguments.image_size,
         device=arguments.device,
         memory=arguments.memory,
-    ).fit([first[1]])
+    ).fit(["any.png"])  # learns that rows are images, and reads none
     report = embed_to_parquet(chain([first], rows), arguments.out, transformer, rows_per_shard=arguments.rows_per_shard)
     _say(report, arguments.out)
     return 1 if report.bad else 0
@@ -44,15 +44,20 @@ def run_embed(arguments) -> int:
 def _open_source(source: Path, column: str | None, keep: tuple[str, ...]) -> Iterator[tuple[str, Any, dict]]:
     """Return the rows of a folder of images, a folder of Parquet files, or one such file."""
     if source.is_file():
-        return read_parquet_rows([source], column, keep)
+        return read_parquet_rows([source], column, keep, root=source.parent)
     if not source.is_dir():
         raise InputError(f"There is no folder or file {str(source)!r}.")
     files = sorted(source.rglob("*.parquet"))
     if files:
-        return read_parquet_rows(files, column, keep)
+        return read_parquet_rows(files, column, keep, root=source)
     if column is not None or keep:
         raise InputError(f"--column and --keep are for Parquet files, and there are none in {str(source)!r}.")
-    return ((path.relative_to(source).as_posix(), str(path), {}) for path in find_images(source))
+    return ((_name(path.relative_to(source)), str(path), {}) for path in find_images(source))
+
+
+def _name(path: Path) -> str:
+    """Return a path as text that can be stored; names of files are bytes, and need not be text."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def _say(report: ShardReport, out: str) -> None:

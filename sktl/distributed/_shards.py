@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._deps import import_extra
-from sktl.embedding import ObjectFolder
+from sktl.embedding import EmbeddingStats, ObjectFolder
 from sktl.exceptions import BadRow, InputError, ShardError
 
 FORMAT_VERSION = 1
@@ -125,6 +127,8 @@ def embed_to_parquet(rows: Iterable, out, transformer, *, rows_per_shard: int = 
             f"The 'rows_per_shard' parameter must be an int of at least 1, got {rows_per_shard!r} instead."
         )
     folder = ObjectFolder(out)
+    if os.path.isfile(folder.url):
+        raise ShardError(f"{folder.url!r} is a file, and embeddings are written to a folder of files.")
     identity = _identity(transformer)
     done, number, kept = _survey(folder, identity)
     transformer = copy(transformer).set_params(cache_bytes=0, on_error="nan")
@@ -173,7 +177,9 @@ def read_shards(out) -> Iterator[Shard]:
         yield Shard(table["name"].to_pylist(), embeddings, kept)
 
 
-def read_parquet_rows(files: Iterable, column: str | None = None, keep=()) -> Iterator[tuple[str, Any, dict]]:
+def read_parquet_rows(
+    files: Iterable, column: str | None = None, keep=(), root=None
+) -> Iterator[tuple[str, Any, dict]]:
     """Read images from Parquet files, for :func:`embed_to_parquet`.
 
     Parameters
@@ -184,6 +190,8 @@ def read_parquet_rows(files: Iterable, column: str | None = None, keep=()) -> It
         The column of paths, of bytes, or of Hugging Face's pairs of both; may be left out if there is only one.
     keep : sequence of str, default=()
         Columns to keep beside the embeddings.
+    root : path, default=None
+        A folder above the files, that the names of rows start from; None names them by the paths as they are given.
 
     Yields
     ------
@@ -202,12 +210,10 @@ def read_parquet_rows(files: Iterable, column: str | None = None, keep=()) -> It
         try:
             with parquet.ParquetFile(path) as file:
                 wanted = _image_column(file.schema_arrow, column, keep, path)
-                place = 0
-                for batch in file.iter_batches(batch_size=256, columns=[wanted, *keep]):
-                    for row in batch.to_pylist():
-                        image = row[wanted]
-                        yield f"{path}:{place}", image, {name: row[name] for name in keep}
-                        place += 1
+                name = str(path) if root is None else Path(path).relative_to(root).as_posix()
+                batches = file.iter_batches(batch_size=256, columns=list(dict.fromkeys([wanted, *keep])))
+                for place, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    yield f"{name}:{place}", row[wanted], {key: row[key] for key in keep}
         except _arrow_errors() as error:
             raise ShardError(f"The file {str(path)!r} cannot be read as Parquet: {error}") from error
 
@@ -215,7 +221,7 @@ def read_parquet_rows(files: Iterable, column: str | None = None, keep=()) -> It
 def _embed_part(part, transformer, identity, kept):
     """Return a table of some rows, how many images were computed, and which could not be read."""
     arrow = _pyarrow()
-    embeddings, stats = transformer._transform_with_stats([row.image for row in part])
+    embeddings, stats = _embed([row.image for row in part], transformer)
     good = np.ones(len(part), dtype=bool)
     errors: list[str | None] = [None] * len(part)
     for row in stats.bad:
@@ -234,6 +240,15 @@ def _embed_part(part, transformer, identity, kept):
     bad = [BadRow(part[row.index].position, names[row.index], row.reason) for row in stats.bad]
     metadata = {"sktl": json.dumps(identity, sort_keys=True)}
     return arrow.table(columns).replace_schema_metadata(metadata), stats.computed, bad
+
+
+def _embed(images, transformer) -> tuple[np.ndarray, EmbeddingStats]:
+    if any(image is not None for image in images):
+        return transformer._transform_with_stats(images)
+    # Of nothing but missing values a transformer cannot tell what they would be.
+    bad = [BadRow(index, f"row {index}", "missing value") for index in range(len(images))]
+    nothing = np.full((len(images), transformer._view.width), np.nan, dtype=np.float32)
+    return nothing, EmbeddingStats(rows=len(images), digests=[None] * len(images), bad=bad)
 
 
 def _further_columns(part, kept):
