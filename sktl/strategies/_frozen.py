@@ -11,8 +11,8 @@ from sktl.strategies.base import Strategy
 class FeatureExtraction(Strategy):
     """Keep the backbone, fit a new linear head on its embeddings.
 
-    The head is a multinomial logistic regression on standardised embeddings, solved to convergence; each image goes
-    through the backbone once. Also known as linear probing.
+    The head is a multinomial logistic regression on standardised embeddings, solved to convergence, and in regression a
+    ridge regression with ``alpha = 4 / C``; each image goes through the backbone once. Also known as linear probing.
 
     Parameters
     ----------
