@@ -136,6 +136,7 @@ def _quiet(transformers) -> Iterator[None]:
 def _read_usage(transformers, source: str) -> dict[str, Any]:
     """Return pooling, normalisation, limit and prompt as sentence-transformers' files say, or plain defaults."""
     usage: dict[str, Any] = {"pooling": ["mean"], "normalize": False, "limit": None, "prompt": "", "lowercase": False}
+    pools_prompt = True
     modules = _read_json(transformers, source, "modules.json")
     if modules is None:
         return usage
@@ -145,7 +146,8 @@ def _read_usage(transformers, source: str) -> dict[str, Any]:
             own = _read_json(transformers, source, _in_folder(module["path"], "sentence_bert_config.json")) or {}
             usage.update(limit=own.get("max_seq_length"), lowercase=bool(own.get("do_lower_case")))
         elif kind == "Pooling":
-            usage["pooling"] = _pooling(_read_json(transformers, source, _in_folder(module["path"], "config.json")))
+            config = _read_json(transformers, source, _in_folder(module["path"], "config.json")) or {}
+            usage["pooling"], pools_prompt = _pooling(config), config.get("include_prompt", True)
         elif kind == "Normalize":
             usage["normalize"] = True
         else:
@@ -155,6 +157,8 @@ def _read_usage(transformers, source: str) -> dict[str, Any]:
             )
     card = _read_json(transformers, source, "config_sentence_transformers.json") or {}
     usage["prompt"] = (card.get("prompts") or {}).get(card.get("default_prompt_name")) or ""
+    if usage["prompt"] and not pools_prompt:
+        raise BackboneError(f"The encoder at {source!r} leaves its prompt out of the pooling, which sktl cannot do.")
     return usage
 
 
@@ -164,8 +168,6 @@ def _in_folder(folder: str, file: str) -> str:
 
 def _pooling(config: dict[str, Any]) -> list[str]:
     """Return the names of the poolings that a file of sentence-transformers asks for, in its order."""
-    if config.get("include_prompt") is False:
-        raise BackboneError("An encoder whose pooling leaves out the prompt cannot be used.")
     named = config.get("pooling_mode")
     if named is None:
         flags = {key: key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
@@ -256,14 +258,15 @@ def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
     """Return how many tokens the encoder takes: as its files say, or what its table of positions holds."""
     named = [usage["limit"], tokenizer.model_max_length]
     named = [int(limit) for limit in named if limit and limit < _NO_LIMIT]
-    if named:
-        return min(named)
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
-        return _LIMIT_OF_ENDLESS
+        return min(named, default=_LIMIT_OF_ENDLESS)
+    if named and min(named) < positions:
+        return min(named)
+    word = 1 if module.pad_token == 0 else 0
     try:
         with torch.inference_mode():
-            module(torch.ones((1, positions), dtype=torch.int32))
+            module(torch.full((1, positions), word, dtype=torch.int32))
     except (IndexError, RuntimeError):  # RoBERTa's positions begin behind that of the padding
         return positions - module.pad_token - 1
     return positions

@@ -188,6 +188,33 @@ def test_prompt_is_put_before_each_text(folder):
     assert len(set(backbone.tokenizer("film").ids) - {-1}) == 6  # CLS, so, good, the unknown colon, film, SEP
 
 
+def test_prompt_that_is_not_to_be_pooled(folder):
+    as_sentence_transformer(folder, {"pooling_mode": "mean", "include_prompt": False})
+    assert load_backbone(f"text:{folder}").module.pooling == ["mean"]  # there is no prompt
+    card = {"prompts": {"query": "good : "}, "default_prompt_name": "query"}
+    as_sentence_transformer(folder, {"pooling_mode": "mean", "include_prompt": False}, **card)
+    with pytest.raises(BackboneError, match="leaves its prompt out of the pooling"):
+        load_backbone(f"text:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("family", "says", "limit"),
+    [("bert", 512, 40), ("bert", None, 40), ("bert", 20, 20), ("roberta", None, 38), ("roberta", 38, 38)],
+)
+def test_limit_is_what_is_named_or_what_the_positions_allow(folder, family, says, limit):
+    from transformers import AutoConfig, AutoModel
+
+    small = {"vocab_size": 80, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, **small, intermediate_size=32, max_position_embeddings=40, pad_token_id=1)
+    AutoModel.from_config(config).save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = {**settings, "model_max_length": says or int(1e30), "pad_token": "[UNK]"}  # the token of number 1
+    write_json(folder / "tokenizer_config.json", settings)
+    backbone = load_backbone(f"text:{folder}")
+    assert backbone.data_config["max_length"] == limit
+    assert np.isfinite(embed(backbone, "good " * 100)).all()
+
+
 def test_parts_that_are_not_known(folder):
     as_sentence_transformer(folder, None, ("2_Dense", "Dense"))
     with pytest.raises(BackboneError, match=r"part of type 'Dense', which sktl does not know"):
