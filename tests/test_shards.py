@@ -1,6 +1,7 @@
 """Embeddings as a folder of Parquet files: whole files, nothing twice, and clear refusals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,14 @@ def test_command_line(image_folder, transformer, tmp_path, capsys):
     assert main([*command, "--backbone", "test_resnet", "--weights", str(tmp_path / "no.safetensors")]) == 2
     assert main(["embed", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
     assert "There is no folder or file" in capsys.readouterr().err
+
+
+def test_command_line_does_not_read_what_it_wrote(image_folder, tmp_path, capsys):
+    shutil.copytree(image_folder / "disc", tmp_path / "disc")
+    command = ["embed", str(tmp_path / "disc"), "--out", str(tmp_path / "disc" / "out.parquet"), "--image-size", "32"]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "0 rows written" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_command_line_reads_parquet_and_reports_what_is_broken(image_paths, tmp_path, capsys):

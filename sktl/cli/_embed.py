@@ -25,7 +25,7 @@ def run_embed(arguments) -> int:
     code : int
         1 if some of the images cannot be used, else 0.
     """
-    rows = _open_source(Path(arguments.source), arguments.column, arguments.keep)
+    rows = _open_source(Path(arguments.source), arguments.out, arguments.column, arguments.keep)
     first = next(rows, None)
     if first is None:
         raise InputError(f"There are no images in {arguments.source!r}.")
@@ -41,13 +41,14 @@ def run_embed(arguments) -> int:
     return 1 if report.bad else 0
 
 
-def _open_source(source: Path, column: str | None, keep: tuple[str, ...]) -> Iterator[tuple[str, Any, dict]]:
+def _open_source(source: Path, out: str, column: str | None, keep: tuple[str, ...]) -> Iterator[tuple[str, Any, dict]]:
     """Return the rows of a folder of images, a folder of Parquet files, or one such file."""
     if source.is_file():
         return read_parquet_rows([source], column, keep, root=source.parent)
     if not source.is_dir():
         raise InputError(f"There is no folder or file {str(source)!r}.")
-    files = sorted(source.rglob("*.parquet"))
+    own = Path(out).resolve()  # may lie in the source
+    files = sorted(path for path in source.rglob("*.parquet") if path.is_file() and own not in path.resolve().parents)
     if files:
         return read_parquet_rows(files, column, keep, root=source)
     if column is not None or keep:
