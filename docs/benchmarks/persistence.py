@@ -5,6 +5,10 @@ beside it a bare torch module in joblib, its state dict in safetensors, a skorch
 embetter pipeline where that is installed::
 
     python docs/benchmarks/persistence.py --backbones resnet50 mobilenetv2_100
+    python docs/benchmarks/persistence.py --ways vit_small_patch16_224
+
+The second command fits a classifier in several ways instead, and shows how little of it has to be stored where the
+public weights are named (``persist="reference"``).
 
 Weights are random: sizes and times do not depend on them. Each time is the least of several; "ready" is reading until
 the network is there, which sktl builds when it is first used.
@@ -13,6 +17,7 @@ the network is there, which sktl builds when it is first used.
 import argparse
 import importlib.util
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -126,12 +131,38 @@ def joblib_form(name, model, path, ready):
     )
 
 
+def show_ways(architecture):
+    """Print what a classifier takes by each way of transfer, once the public weights need not be in it."""
+    X, y = pictures()
+    ways = {
+        "fine_tuning, embedded": ("fine_tuning", "embed"),
+        "feature_extraction": ("feature_extraction", "reference"),
+        "bitfit": ("bitfit", "reference"),
+        "partial": ("partial", "reference"),
+    }
+    if importlib.util.find_spec("peft"):
+        ways["lora, rank 4, linear layers"] = (sktl.strategies.LoRA(rank=4, target_modules="linear"), "reference")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "public.safetensors")
+        safetensors.torch.save_file(timm.create_model(architecture, num_classes=0).state_dict(), weights)
+        settings = {"weights": weights, "image_size": 64, "max_epochs": 1, "random_state": 0}
+        full = None
+        for name, (strategy, persist) in ways.items():
+            model = sktl.FineTuneClassifier(architecture, strategy, persist=persist, **settings).fit(X, y)
+            size = len(pickle.dumps(model))
+            full = full or size
+            print(f"{architecture:24s} {name:30s} {size:12,d} bytes {100 * size / full:8.2f} %", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenetv2_100"], help="timm names")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default: 5)")
+    parser.add_argument("--ways", metavar="NETWORK", help="sizes by way of transfer, of this timm network")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.ways:
+        return show_ways(options.ways)
     print(f"{'network':18s} {'form':36s} {'MB':>8s} {'write ms':>9s} {'read ms':>9s} {'ready ms':>9s}")
     for architecture in options.backbones:
         with tempfile.TemporaryDirectory() as folder:
