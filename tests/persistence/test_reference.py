@@ -7,12 +7,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from saved_models import IMAGES, digits, make_classifier, make_embed
 from torch import nn
 
 import sktl
 from sktl.backbones import _backbone, load_backbone
 from sktl.exceptions import BackboneError, UntrustedTypeError, WeightsMismatchError, WeightsNotFoundError
+from sktl.strategies import STRATEGIES
 
 X, Y = digits()
 ROUND_TRIPS = ["pickle", "file"]
@@ -80,6 +82,32 @@ def weights(tmp_path):
 def model(weights):
     settings = {**IMAGES, "persist": "reference"}
     return sktl.FineTuneClassifier("test_efficientnet", "feature_extraction", weights=weights, **settings).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def weights_with_classifier(tmp_path_factory):
+    """A file of weights as published: with the classifier that some ways of transfer need."""
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model("test_efficientnet", num_classes=7)
+    path = tmp_path_factory.mktemp("published") / "public.safetensors"
+    safetensors.torch.save_file(module.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("persist", ["embed", "reference"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_in_both_forms(strategy, persist, weights_with_classifier, tmp_path):
+    if strategy == "lora":
+        pytest.importorskip("peft", reason="LoRA needs peft")
+    settings = {"weights": weights_with_classifier, "persist": persist, "batch_size": 64}
+    model = make_classifier(strategy, backbone="test_efficientnet", **settings).fit(X, Y)
+    for way, options in {"pickle": {}, "file": {"weights": weights_with_classifier}}.items():
+        restored, _ = round_trip(model, way, tmp_path, **options)
+        np.testing.assert_array_equal(restored.predict_proba(X), model.predict_proba(X))
+        np.testing.assert_array_equal(restored.predict_proba_original(X), model.predict_proba_original(X))
 
 
 @pytest.fixture
