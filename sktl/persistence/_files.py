@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktl.backbones import WeightsShelf, weights_on
 from sktl.exceptions import (
     DamagedFileError,
+    MissingExtraError,
     PersistenceError,
     UnsafeFileError,
     UnsupportedObjectError,
@@ -209,6 +210,8 @@ def _errors_of(container: Container) -> Iterator[None]:
     start = f"The file {container.path!r} cannot be loaded: "
     try:
         yield
+    except (Warning, MissingExtraError):  # of other versions, where warnings are errors; of a text model's extra
+        raise
     except UntrustedTypeError as error:
         raise UntrustedTypeError(f"{start}{error}", error.names) from error.__cause__
     except PersistenceError as error:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from importlib.metadata import version
 
@@ -206,6 +207,10 @@ def test_other_versions_are_named_in_a_warning(models, tmp_path, monkeypatch):
         sktl.save(models["feature_extraction"], tmp_path / "model.sktl")
     with pytest.warns(VersionWarning, match=r"written by torch 1\.13\.0; here are torch"):
         sktl.load(tmp_path / "model.sktl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(VersionWarning):
+            sktl.load(tmp_path / "model.sktl")
 
 
 def test_inspect_tells_without_loading(models, tmp_path, monkeypatch):
