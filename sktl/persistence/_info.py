@@ -14,7 +14,7 @@ _SHOWN_CLASSES = 12
 class ModelInfo:
     """What a file says about the model in it; printing it shows all.
 
-    Attributes
+    Parameters
     ----------
     path : str
         The file.
