@@ -297,6 +297,27 @@ def test_lwf_holds_the_old_answers_on_the_new_images(old_model):
     assert held < 0.5 * free
 
 
+@pytest.mark.slow
+def test_forgetting_is_ordered_as_li_and_hoiem_found():
+    """The digits 0 to 4, then 5 to 9: fine-tuning forgets, learning without forgetting and joint training hardly."""
+    X, y = load_digits(return_X_y=True)
+    old, test = y < 5, np.arange(len(y)) >= 400
+    settings = {"image_shape": (8, 8), "image_size": 32, "max_epochs": 6, "learning_rate": 3e-3, "random_state": 0}
+    X_old, y_old = X[old & ~test], y[old & ~test]
+    first = FineTuneClassifier("sktl/tiny", "fine_tuning", **settings).fit(X_old, y_old)
+    scores = {}
+    for strategy in (
+        FineTuning(backbone_lr_scale=1.0),
+        LearningWithoutForgetting(backbone_lr_scale=1.0),
+        JointTraining(X_old, y_old, backbone_lr_scale=1.0),
+    ):
+        model = FineTuneClassifier(first, strategy, **settings).fit(X[~old & ~test], y[~old & ~test])
+        assert model.score(X[~old & test], y[~old & test]) > 0.9
+        scores[type(strategy)] = model.score_original(X[old & test], y[old & test])
+    assert scores[FineTuning] < scores[LearningWithoutForgetting] - 0.05
+    assert scores[FineTuning] < scores[JointTraining] - 0.05
+
+
 # Joint training -------------------------------------------------------------------------------------------------------
 
 
