@@ -1,5 +1,6 @@
 """A fitted model as two parts: images to embeddings by a network, embeddings to an answer by something small."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,15 @@ class Parts:
         return self.rest is self.reader
 
     @property
+    def predictor(self) -> BaseEstimator | None:
+        """What predicts from embeddings: ``rest``, or the reader made to take what it is given for its embeddings."""
+        if not self.has_head:
+            return self.rest
+        head = copy.copy(self.reader)
+        head._embeddings = lambda X: X
+        return head
+
+    @property
     def policy(self) -> dict[str, Any]:
         """Where and how the network runs: the options of :func:`sktl.embedding.embed` that the reader uses."""
         names = ["device", "dtype"]
@@ -68,7 +78,7 @@ def take_apart(model: Any) -> Parts | None:
         If the model is not fitted.
     """
     model = innermost(model)
-    steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
+    steps = [step for _, step in model.steps if not _is_left_out(step)] if isinstance(model, Pipeline) else [model]
     reader = innermost(steps[0])
     if not isinstance(reader, FineTuner | PretrainedFeatureTransformer):
         return None
@@ -77,6 +87,10 @@ def take_apart(model: Any) -> Parts | None:
         check_is_fitted(steps[-1])
         return Parts(reader, _view_of(reader), Pipeline(model.steps[1:]), _kind_of(steps[-1]))
     return Parts(reader, _view_of(reader), reader if isinstance(reader, FineTuner) else None, _kind_of(reader))
+
+
+def _is_left_out(step: Any) -> bool:
+    return step is None or isinstance(step, str)  # "passthrough"
 
 
 def innermost(model: Any) -> Any:

@@ -115,6 +115,7 @@ def network_graph(parts: Parts, head: nn.Module) -> Any:
     examples = [_pictures(n_images, height, width) for n_images in _BATCHES_CHECKED]
     with torch.inference_mode():
         expected = [network(pixels)[-1].numpy() for pixels in examples]  # first: tracing may leave a module unusable
+        _compare_head(parts, network, examples[-1], expected[-1])
     try:
         with quiet():
             program = torch.onnx.export(
@@ -137,6 +138,23 @@ def network_graph(parts: Parts, head: nn.Module) -> Any:
     return model
 
 
+def _compare_head(parts: Parts, network: nn.Module, pixels: torch.Tensor, found: np.ndarray) -> None:
+    """Make sure that the module to be traced says what the estimator says of its embeddings."""
+    if not parts.has_head:
+        return
+    predictor, embeddings = parts.predictor, network.embed(pixels).numpy()
+    expected = predictor.predict_proba(embeddings) if parts.kind == "classifier" else predictor.predict(embeddings)
+    distance = _distance(found, np.asarray(expected))
+    if not distance <= _TOLERANCE:
+        raise ExportError(f"The head of this {type(parts.reader).__name__} cannot be written as an ONNX graph.")
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    if found.shape != expected.shape:
+        return np.inf
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
 def _pictures(n_images: int, height: int, width: int) -> torch.Tensor:
     """Return pictures of noise, always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +169,7 @@ def _compare(model: Any, examples: list[torch.Tensor], expected: list[np.ndarray
             found = session.run(None, {INPUT: pixels.numpy()})[-1]
         except Exception as error:  # onnxruntime's errors have no common type of their own
             raise ExportError(f"The graph cannot be run on {len(pixels)} images: {cause(error)}") from error
-        distance = float(np.abs(found - values).max() / max(1.0, np.abs(values).max()))
+        distance = _distance(found, values)
         if not distance <= _TOLERANCE:
             raise ExportError(
                 f"onnxruntime and torch disagree on the graph of this network by {distance:.2g}; it is not written."

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 class Limits:
     """Bounds on what one request, and all of them together, may take.
 
-    Attributes
+    Parameters
     ----------
-    max_bytes : int
+    max_bytes : int, default=32 MiB
         Length of a request's body.
-    max_images : int
+    max_images : int, default=64
         Images in a request.
-    max_pixels : int
+    max_pixels : int, default=50_000_000
         Pixels of an image; a larger one is refused before it is decoded.
-    seconds_to_upload : float
+    seconds_to_upload : float, default=30
         Until the whole body must have come.
-    seconds_to_answer : float
+    seconds_to_answer : float, default=60
         Until the predictions must be there.
-    max_queued_images : int
+    max_queued_images : int, default=1024
         Images that wait for their turn.
-    max_bytes_at_once : int
+    max_bytes_at_once : int, default=512 MiB
         Of the bodies of all requests that are under way.
     """
 

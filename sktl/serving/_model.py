@@ -1,6 +1,5 @@
 """The model as the server asks it: images of many requests through the network together, then request by request."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -168,10 +167,8 @@ class ServedModel:
 
 def _after_embeddings(parts: Parts) -> tuple[Pipeline | None, Any]:
     """Return what transforms embeddings, if anything does, and what predicts from that."""
-    if parts.has_head:  # a fine-tuned model predicts from embeddings when it is told to find them as X
-        head = copy.copy(parts.reader)
-        head._embeddings = lambda X: X
-        return None, head
+    if parts.has_head:
+        return None, parts.predictor
     *steps, (_, last) = parts.rest.steps
     return (Pipeline(steps) if steps else None), last
 

@@ -161,6 +161,13 @@ def test_search_is_exported_by_its_best_estimator(shapes):
     np.testing.assert_allclose(graph.predict_proba(shapes[0]), search.predict_proba(shapes[0]), atol=1e-4)
 
 
+def test_head_of_two_layers(shapes):
+    model = classify(head="mlp").fit(*shapes)
+    np.testing.assert_allclose(
+        OnnxModel(to_onnx(model)).predict_proba(shapes[0]), model.predict_proba(shapes[0]), atol=1e-4
+    )
+
+
 def test_fine_tuned_network_as_step(shapes):
     model = make_pipeline(classify("fine_tuning"), LogisticRegression()).fit(*shapes)
     graph = OnnxModel(to_onnx(model))
@@ -244,6 +251,17 @@ class TestRefusals:
     def test_rows_of_plain_numbers(self, shapes):
         model = embed().fit(np.ones((4, 5)))
         with pytest.raises(ExportError, match="fitted on rows of plain numbers"):
+            to_onnx(model)
+
+    def test_classic_head(self, shapes):
+        model = classify(head=LogisticRegression()).fit(*shapes)
+        with pytest.raises(ExportError, match=r"here LogisticRegression, .* in a Pipeline"):
+            to_onnx(model)
+
+    def test_head_that_says_something_else(self, shapes, monkeypatch):
+        model = classify().fit(*shapes)
+        monkeypatch.setattr(FineTuneClassifier, "predict_proba", lambda self, X: np.zeros((len(X), 3)))
+        with pytest.raises(ExportError, match="The head of this FineTuneClassifier cannot be written"):
             to_onnx(model)
 
     def test_texts(self, shapes):

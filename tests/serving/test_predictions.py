@@ -73,6 +73,15 @@ def test_pipeline_with_a_classic_model(batch_size, image_paths, contents):
     assert [each["label"] for each in answer.json()["predictions"]] == model.predict(contents[:5]).tolist()
 
 
+@pytest.mark.parametrize("head", ["mlp", LogisticRegression()])
+def test_heads_of_other_kinds(head, image_paths, contents):
+    model = FineTuneClassifier(make_network(), "feature_extraction", head=head, max_epochs=1, **SMALL)
+    model.fit(*image_paths)
+    with running(make_app(model)) as client:
+        answer = post(client, contents[:5])
+    np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[:5]))
+
+
 @pytest.mark.parametrize("n_targets", [None, 2])
 @pytest.mark.parametrize(
     "make", [lambda: FineTuneRegressor(make_network(), "lp_ft", max_epochs=1, **SMALL), lambda: make_pipe(Ridge())]
