@@ -23,7 +23,8 @@ _OWN_COLUMNS = ("name", "hash", "error", "embedding")
 _SUFFIX = ".parquet"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shard:
     """The rows of one file, those without an embedding left out.
 
     Parameters
