@@ -1,0 +1,133 @@
+"""What does training cost beyond what must be computed?
+
+Three questions, each answered by two ways that run in turns: a head alone against embedding the images once; the last
+group of layers with and without keeping what the frozen layers before it give; a training step of the whole stack
+against a hand-written loop of the same step. Random weights and images: the numbers are times, not accuracies::
+
+    python docs/benchmarks/training_speed.py --images 500 --epochs 10 --steps 20 --repeats 3
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from sktl import FineTuneClassifier, PretrainedFeatureTransformer
+from sktl.backbones import load_backbone
+from sktl.embedding import default_store, resolve_device
+from sktl.strategies import FineTuning
+from sktl.training import build_network
+
+N_CLASSES = 10
+
+
+def make_data(n, size):
+    """Return random images and labels."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n) % N_CLASSES
+
+
+def seconds(way, *arguments):
+    """Time a way with an empty store."""
+    default_store().clear()
+    started = time.perf_counter()
+    way(*arguments)
+    return time.perf_counter() - started
+
+
+def compare(first, second, repeats, *arguments):
+    """Time two ways in turns after a run of each that does not count; return the medians."""
+    times = [(seconds(first, *arguments), seconds(second, *arguments)) for _ in range(repeats + 1)][1:]
+    return (statistics.median(column) for column in zip(*times, strict=True))
+
+
+def head_alone(arguments):
+    """Compare a head on a frozen backbone with the embeddings that it needs."""
+    X, y = make_data(arguments.images, arguments.size)
+    options = {"weights": None, "image_size": arguments.size}
+
+    def fit():
+        FineTuneClassifier(arguments.backbone, "feature_extraction", random_state=0, **options).fit(X, y)
+
+    def embed():
+        PretrainedFeatureTransformer(arguments.backbone, **options).fit_transform(X)
+
+    return compare(fit, embed, arguments.repeats)
+
+
+def last_group(arguments):
+    """Compare training of the last group without and with kept activations."""
+    X, y = make_data(arguments.images, arguments.size)
+
+    def fit(cache_prefix):
+        FineTuneClassifier(
+            arguments.backbone,
+            "partial",
+            weights=None,
+            image_size=arguments.size,
+            max_epochs=arguments.epochs,
+            net_params={"cache_prefix": cache_prefix},
+            random_state=0,
+        ).fit(X, y)
+
+    return compare(lambda: fit(False), lambda: fit(True), arguments.repeats)
+
+
+def bare_loop(network, images, labels, steps, precision):
+    """Train as one writes it down: AdamW, clipped gradients, a schedule; return the seconds per step."""
+    device = resolve_device("auto")
+    network = network.to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    started = time.perf_counter()
+    for batch in torch.randperm(len(images))[: 32 * steps].split(32):
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            output = network(images[batch].to(device))
+            loss = torch.nn.functional.cross_entropy(output, labels[batch].to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        loss.item()
+    return (time.perf_counter() - started) / steps
+
+
+def step(arguments):
+    """Compare a step of the whole stack with that of the bare loop, by the seconds of the fastest epoch of each."""
+    X, y = make_data(32 * arguments.steps, arguments.size)
+    images, labels = torch.from_numpy(X), torch.from_numpy(y)
+    backbone = load_backbone("resnet18", weights=None, image_size=arguments.size)
+    times = []
+    for _ in range(arguments.repeats + 1):
+        model = FineTuneClassifier("resnet18", "fine_tuning", weights=None, image_size=arguments.size, random_state=0)
+        model.set_params(max_epochs=1, batch_size=32).fit(X, y)
+        network = build_network(backbone, N_CLASSES, FineTuning(), seed=0)
+        bare = bare_loop(network, images, labels, arguments.steps, model.history_[-1]["precision"])
+        times.append((model.history_[-1]["dur"] / arguments.steps, bare))
+    return (min(column) for column in zip(*times[1:], strict=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    print("| question | first, s | second, s | first / second |\n|---|---:|---:|---:|")
+    for name, question in (
+        ("head alone / embedding once", head_alone),
+        ("last group, everything in each epoch / frozen layers once", last_group),
+        ("a step of resnet18 / the bare loop's", step),
+    ):
+        first, second = question(arguments)
+        print(f"| {name} | {first:.3f} | {second:.3f} | {first / second:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
