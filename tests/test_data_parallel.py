@@ -111,6 +111,13 @@ def test_gradients_are_weighted_by_rows():
     torch.testing.assert_close(mean, module(rows).square().mean().detach())
 
 
+def test_processes_with_other_rows_are_refused():
+    elsewhere = torch.tensor([40, 1600])
+    with pytest.raises(ValueError, match=r"the same rows; this one has 45, and the mean is 42\.5"):
+        Peers(0, 2, add_up=lambda tensor: tensor + elsewhere).check_rows(45)
+    Peers(0, 2, add_up=lambda tensor: tensor + elsewhere).check_rows(40)
+
+
 def test_alone_nothing_changes():
     X, y = three_digits()
     alone = make_model(device="cpu").fit(X, y)
@@ -123,7 +130,7 @@ def test_alone_nothing_changes():
 
 def test_what_cannot_be_shared_is_refused():
     X, y = three_digits()
-    with training_with(Peers(0, 2)):
+    with training_with(Peers(0, 2, add_up=lambda tensor: 2 * tensor)):
         with pytest.raises(ValueError, match="2 processes cannot share batches of 1 rows"):
             make_model(batch_size=1).fit(X, y)
         with pytest.raises(StrategyError, match="Batch normalisation that follows the data"):

@@ -51,6 +51,7 @@ def train(
     net.autocast = autocast_dtype(amp, net.module, data.inputs(torch.arange(min(2, len(data))), 0), device, dtype)
     generator = torch.Generator().manual_seed(seed)
     peers = current_peers()
+    peers.check_rows(len(data))
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
     # First, so that the callbacks of a user see what they recorded.
     scores = [each for each in callbacks if isinstance(each[1], ValidScore)]

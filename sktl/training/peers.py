@@ -37,6 +37,21 @@ class Peers:
         mine = torch.tensor(number if self.rank == 0 else 0, dtype=torch.int64, device=self.device)
         return int(self.add_up(mine))
 
+    def check_rows(self, n_rows: int) -> None:
+        """Make sure that all processes train on as many rows, lest they wait for each other in vain.
+
+        Raises
+        ------
+        ValueError
+            In all of them, if they do not.
+        """
+        total, squares = self.add_up(torch.tensor([n_rows, n_rows**2], dtype=torch.int64, device=self.device)).tolist()
+        if self.size > 1 and self.size * squares != total**2:
+            raise ValueError(
+                f"The processes that train together must be given the same rows; this one has {n_rows}, and the mean "
+                f"is {total / self.size:g}."
+            )
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean over all processes."""
         return value if self.size == 1 else self.add_up(value) / self.size
