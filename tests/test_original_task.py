@@ -273,6 +273,20 @@ def test_lwf_without_an_old_head_is_an_error():
         make_model("lwf").fit(*three_digits())
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_lwf_mixes_no_images(old_model, mixing):
+    with pytest.raises(StrategyError, match="records what the old head says of each image"):
+        on(old_model, "lwf", **{mixing: 0.2}).fit(*three_digits())
+
+
+def test_lwf_goes_on_from_its_own_old_head(old_model):
+    model = on(old_model, "lwf", warm_start=True).fit(*three_digits())
+    before = model._original.module.weight.clone()
+    model.fit(*three_digits())
+    after = model._original.module.weight
+    assert 0 < (after - before).abs().max() < (after - old_model.net_.module_.head.weight).abs().max()
+
+
 def test_lwf_answers_with_the_trained_old_head(old_model):
     model = on(old_model, "lwf", max_epochs=2).fit(*three_digits())
     old, new = old_model.net_.module_.head.weight, model._original.module.weight

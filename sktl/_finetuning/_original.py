@@ -32,6 +32,7 @@ class OriginalTask(TrainingParameters):
     def _open_original_data(self, backbone: Backbone) -> tuple[Backbone, Callable | None]:
         """Return the backbone with a head for the old rows that the strategy brings, and what draws from these."""
         if not self.strategy_.brings_original_data:
+            self._check_unmixed()
             return backbone, None
         X = self._check_input(self.strategy_.X, reset=False)
         y = _check_y(self.strategy_.y, multi_output=False, y_numeric=False, estimator=self)
@@ -41,6 +42,14 @@ class OriginalTask(TrainingParameters):
             backbone = self._fit_original_head(rows, y, backbone)
         targets = _plain_targets(column_numbers(y, backbone.original_head.classes, "The y of JointTraining"))
         return backbone, self._training_data(rows, targets, backbone).draw
+
+    def _check_unmixed(self) -> None:
+        """Refuse to mix images whose old outputs are recorded one by one."""
+        if self.strategy_.needs_original_head and (self.mixup or self.cutmix):
+            raise StrategyError(
+                f"{type(self.strategy_).__name__} records what the old head says of each image, so mixup= and cutmix= "
+                "must be 0 with it."
+            )
 
     def _fit_original_head(self, rows, y: np.ndarray, backbone: Backbone) -> Backbone:
         classes, columns = np.unique(y, return_inverse=True)

@@ -117,6 +117,11 @@ def _check(estimator) -> Parts:
             "export_onnx() takes a fitted PretrainedFeatureTransformer, FineTuneClassifier or FineTuneRegressor, or "
             f"a Pipeline that begins with one, got {type(estimator).__name__} instead."
         )
+    if hasattr(parts.reader, "head_"):
+        raise ExportError(
+            f"head={type(parts.reader.head_).__name__}() is no part of a network. Put a PretrainedFeatureTransformer "
+            "and that model into a Pipeline, and export it."
+        )
     if parts.reader.input_kind_ == "texts":
         raise ExportError("Networks of texts cannot be written as ONNX graphs: only networks of images can.")
     if parts.reader.input_kind_ == "numbers" and parts.reader.image_shape is None:

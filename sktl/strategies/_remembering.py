@@ -130,6 +130,10 @@ class JointTraining(SlowBackbone):
     --------
     LearningWithoutForgetting : Does without images of the old task.
 
+    Notes
+    -----
+    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels.
+
     References
     ----------
     Caruana, R.: Multitask Learning. Machine Learning 28, 1997.

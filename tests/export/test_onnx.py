@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from small_models import WAYS, make_network
+from small_models import WAYS, make_network, three_digits
 
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer, export_onnx
 from sktl.exceptions import ExportError, InputError, MissingExtraError
@@ -247,6 +247,14 @@ class TestRefusals:
         with pytest.raises(ExportError, match=rf"\({type(step).__name__}\), .* cannot be written as an ONNX graph"):
             export_onnx(model, tmp_path / "model.onnx")
         assert not list(tmp_path.iterdir())
+
+    def test_model_as_head(self, tmp_path):
+        model = FineTuneClassifier(
+            strategy="feature_extraction", head=LogisticRegression(), image_shape=(8, 8), image_size=32
+        )
+        model.fit(*three_digits())
+        with pytest.raises(ExportError, match=r"head=LogisticRegression\(\) is no part of a network"):
+            export_onnx(model, tmp_path / "model.onnx")
 
     def test_rows_of_plain_numbers(self, shapes):
         model = embed().fit(np.ones((4, 5)))
