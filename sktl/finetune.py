@@ -112,8 +112,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
         The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
     amp : bool or "auto", default="auto"
         Whether training computes in bfloat16, with weights in float32. "auto" does so where the hardware multiplies
-        bfloat16 natively and the network is made of layers that gain by it, unless ``dtype="float32"``; ``history_``
-        says which it was (``"precision"``). ``partial_fit`` computes in float32.
+        bfloat16 natively and the network gains by it, unless ``dtype="float32"``; ``history_`` says which it was
+        (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
         but for rounding. Where memory runs out, the number is doubled by itself.

@@ -5,9 +5,9 @@ from torch import nn
 
 from sktl.embedding import resolve_dtype
 
-# Multiplications per number that a layer writes. Below it bfloat16 loses, because casting and moving numbers costs more
-# than multiplying them: depthwise convolutions have about 10, networks made of them 40 to 60, residual networks and
-# transformers more than 250.
+# Multiplications per number that a layer writes. Below it bfloat16 loses on a CPU, because casting and moving numbers
+# costs more than multiplying them: depthwise convolutions have about 10, networks made of them 40 to 60, residual
+# networks and transformers more than 250.
 MIN_INTENSITY = 200.0
 
 
@@ -18,7 +18,7 @@ def autocast_dtype(amp: bool | str, network: nn.Module, images: torch.Tensor, de
     ----------
     amp : bool or "auto"
         Whether to compute in bfloat16 with weights in float32. "auto" does so where the hardware multiplies bfloat16
-        natively, and the network multiplies enough.
+        natively and, on a CPU, the network multiplies enough.
     network : module
         Run once on ``images``.
     images : tensor of shape (n, ...)
@@ -37,7 +37,8 @@ def autocast_dtype(amp: bool | str, network: nn.Module, images: torch.Tensor, de
         return torch.bfloat16
     if amp is False or dtype == "float32" or resolve_dtype("auto", device) != torch.bfloat16:
         return None
-    return torch.bfloat16 if arithmetic_intensity(network, images) >= MIN_INTENSITY else None
+    gains = device.type != "cpu" or arithmetic_intensity(network, images) >= MIN_INTENSITY
+    return torch.bfloat16 if gains else None
 
 
 def arithmetic_intensity(network: nn.Module, images: torch.Tensor) -> float:

@@ -257,20 +257,22 @@ def test_intensity_counts_multiplications_per_number():
 
 
 @pytest.mark.parametrize(
-    ("amp", "network", "native", "dtype", "expected"),
+    ("amp", "network", "native", "dtype", "device", "expected"),
     [
-        ("auto", Dense, True, "auto", torch.bfloat16),
-        ("auto", Depthwise, True, "auto", None),
-        ("auto", Dense, False, "auto", None),
-        ("auto", Dense, True, "float32", None),
-        (True, Depthwise, False, "auto", torch.bfloat16),
-        (False, Dense, True, "auto", None),
+        ("auto", Dense, True, "auto", "cpu", torch.bfloat16),
+        ("auto", Depthwise, True, "auto", "cpu", None),
+        ("auto", Depthwise, True, "auto", "cuda", torch.bfloat16),
+        ("auto", Dense, False, "auto", "cpu", None),
+        ("auto", Dense, False, "auto", "cuda", None),
+        ("auto", Dense, True, "float32", "cpu", None),
+        (True, Depthwise, False, "auto", "cpu", torch.bfloat16),
+        (False, Dense, True, "auto", "cpu", None),
     ],
 )
-def test_precision_follows_the_hardware_and_the_network(monkeypatch, amp, network, native, dtype, expected):
+def test_precision_follows_the_hardware_and_the_network(monkeypatch, amp, network, native, dtype, device, expected):
     monkeypatch.setattr(precision, "resolve_dtype", lambda *_: torch.bfloat16 if native else torch.float32)
     images = torch.zeros(2, 3, 16, 16)
-    assert autocast_dtype(amp, network(), images, torch.device("cpu"), dtype) == expected
+    assert autocast_dtype(amp, network(), images, torch.device(device), dtype) == expected
 
 
 @pytest.mark.parametrize("strategy", ["fine_tuning", "partial"])
