@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class TrainableNetwork(Protocol):
         """Turn 8-bit images into the backbone's input."""
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Batch:
     """The rows of one training step, as a strategy's penalty sees them.
 
     Parameters
