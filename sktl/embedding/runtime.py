@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import threading
+import weakref
 from collections import OrderedDict
 
 import torch
@@ -87,12 +88,18 @@ class Runner:
     """
 
     def __init__(self, view, device, dtype, runtime, mean, std, share):
-        self.view, self.device, self.dtype, self.runtime = view, device, dtype, runtime
+        self._view = weakref.ref(view)  # whoever calls has it; a runner must not keep a network alive that nobody has
+        self.device, self.dtype, self.runtime = device, dtype, runtime
         self.mean, self.std, self.share = mean, std, share
         self.batch_limit = None
         self.complaint = None
         self._programs = {}
         self._lock = threading.Lock()
+
+    @property
+    def view(self):
+        """The view, or None once nobody else holds it."""
+        return self._view()
 
     def __call__(self, batch, exact=False):
         """Compute embeddings.
@@ -313,7 +320,7 @@ def is_out_of_memory(error):
 
 
 class RunnerCache:
-    """The most recently used runners, shared by all threads of the process.
+    """The most recently used runners of networks in use, shared by all threads of the process.
 
     Parameters
     ----------
@@ -340,6 +347,8 @@ class RunnerCache:
         """The runner of a view, new on the first call."""
         key = (view.key, str(device), dtype, runtime, repr((mean, std)), share)
         with self._lock:
+            for unused in [key for key, runner in self._runners.items() if runner.view is None]:
+                del self._runners[unused]
             runner = self._runners.pop(key, None)
             if runner is None:
                 runner = Runner(view, device, dtype, runtime, mean, std, share)

@@ -1,10 +1,12 @@
 """Prepared networks: the same numbers, faster, and never at the cost of the network that is shared."""
 
 import copy
+import gc
 import os
 import shutil
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -106,12 +108,13 @@ class Touchy(nn.Module):
 def test_a_precision_that_changes_embeddings_is_replaced(make_rows, make_view, images):
     policy = {"device": "cpu", "runtime": "torch"}
     expected = embed(make_rows(images), make_view(Touchy(), "other", 3), dtype="float32", **policy)
+    view = make_view(Touchy(), width=3)
     with pytest.warns(
         PrecisionWarning, match=r"computed by torch in float32, because runtime='torch' with dtype='bfloat16'"
     ):
-        result = embed(make_rows(images), make_view(Touchy(), width=3), dtype="bfloat16", **policy)
+        result = embed(make_rows(images), view, dtype="bfloat16", **policy)
     np.testing.assert_array_equal(result, expected)
-    embed(make_rows(images), make_view(Touchy(), width=3), dtype="bfloat16", **policy)  # it is said once
+    embed(make_rows(images), view, dtype="bfloat16", **policy)  # it is said once
 
 
 def test_compile_is_asked_for_one_shape_and_frozen_weights(make_rows, view, images, expected, monkeypatch):
@@ -179,6 +182,17 @@ def test_runners_are_kept_and_dropped(make_view, network):
     for other in views[1:]:
         cache.get(other, CPU, torch.float32, "torch", MEAN, STD, share)
     assert cache.get(views[0], CPU, torch.float32, "torch", MEAN, STD, share) is not first
+
+
+def test_a_network_that_nobody_has_is_not_kept(make_view):
+    view = make_view(nn.Flatten(), "aa")
+    module, settings = weakref.ref(view.module), (CPU, torch.float32, "torch", MEAN, STD, cpu_share())
+    first = weakref.ref(get_runner(view, *settings))
+    del view
+    gc.collect()
+    assert module() is None
+    get_runner(make_view(nn.Flatten(), "bb"), *settings)
+    assert first() is None
 
 
 def test_clear_cache(view):
