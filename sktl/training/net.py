@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
+from skorch.utils import noop
 from torch import nn
 
 from sktl.strategies import Batch
@@ -76,7 +77,8 @@ class TransferNet(NeuralNet):
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring(name="valid_loss")),
-            ("print_log", PrintLog()),
+            # skorch asks whether the sink is `print`, which other packages (Ray) replace.
+            ("print_log", PrintLog(sink=print if self.verbose else noop)),
         ]
 
     def get_params_for_optimizer(self, prefix, named_parameters):

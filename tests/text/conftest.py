@@ -42,9 +42,15 @@ def save_bert(folder, seed=1, **config):
 
 
 @pytest.fixture(scope="session")
-def bert_folder(tmp_path_factory):
+def make_bert():
+    """A function that saves a tiny BERT in a folder."""
     pytest.importorskip("transformers", reason="needs the extra sktl[text]")
-    return save_bert(tmp_path_factory.mktemp("models") / "bert")
+    return save_bert
+
+
+@pytest.fixture(scope="session")
+def bert_folder(make_bert, tmp_path_factory):
+    return make_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from sktl.backbones import load_backbone
 from sktl.exceptions import BackboneError, MissingExtraError, WeightsNotFoundError
-from tests.text.conftest import save_bert
 
 
 @pytest.fixture
@@ -151,12 +150,12 @@ def test_weights_from_file_state_and_at_random(folder, bert):
         load_backbone(bert, {"nothing": torch.zeros(1)})
 
 
-def test_folder_that_was_written_again_is_loaded_again(folder, bert):
+def test_folder_that_was_written_again_is_loaded_again(folder, make_bert):
     name = f"text:{folder}"
     first = load_backbone(name)
     assert load_backbone(name) is first
     shutil.rmtree(folder)
-    save_bert(folder, num_hidden_layers=1)
+    make_bert(folder, num_hidden_layers=1)
     assert len(load_backbone(name).module.layers) == 1
 
 

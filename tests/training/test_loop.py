@@ -157,6 +157,13 @@ def test_verbose_prints_a_line_per_epoch(few, capsys):
     assert "Re-initializing" not in out
 
 
+def test_nothing_is_printed_where_another_package_replaced_print(few, capsys, monkeypatch):
+    plain = print
+    monkeypatch.setattr("builtins.print", lambda *values, **options: plain(*values, **options))
+    make_model(max_epochs=1).fit(*few)
+    assert capsys.readouterr().out == ""
+
+
 def test_weights_that_are_no_numbers_are_no_fit(few):
     model = make_model(learning_rate=1e30, max_epochs=1, batch_size=1000)
     with pytest.raises(FloatingPointError, match="Try a smaller learning_rate"):
