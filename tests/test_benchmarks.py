@@ -1,16 +1,19 @@
 """Benchmark scripts whose outcome is a promise, run small."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
 
 def run(script, *arguments):
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -35,3 +38,28 @@ def test_plan_for_many_images_follows_its_assumptions():
     assert "read: 0.1 TB of images" in printed
     plan = [line.split() for line in printed.splitlines() if line.startswith("resnet50 ") and "GPU" in line]
     assert plan[0][5:7] == ["400", "decoding"]
+
+
+@pytest.mark.slow
+def test_recipes_are_compared_once(tmp_path):
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    for part, label, number in itertools.product(["train", "test"], range(2), range(3)):
+        file = tmp_path / "stripes" / part / str(label) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((40, 48, 3), np.uint8)
+        pixels[:: 2 + number, :, label] = 255
+        Image.fromarray(pixels).save(file)
+    options = ["--backbone", "test_resnet", "--weights", tmp_path / "weights.safetensors", "--image-size", "32"]
+    options += ["--epochs", "1", "--seeds", "1", "--per-class", "3", "--results", tmp_path / "results.jsonl"]
+    options += ["--recipes", "comes", "C searched", "SGD", "--jobs", "1"]
+    printed = run("transfer_recipes.py", tmp_path / "stripes", *options)
+    assert "3/3 stripes, 3 per class, seed 0" in printed
+    assert run("transfer_recipes.py", tmp_path / "stripes", *options) == ""  # all of it is there
+    table = run("transfer_recipes.py", "--results", tmp_path / "results.jsonl", "--table")
+    assert "stripes, 3 images per class, batches of 32, 1 epochs, 32 px" in table
+    assert table.count("(1 seeds)") == 3
