@@ -9,19 +9,27 @@ import timm
 import torch
 from safetensors.torch import load
 
+from sktl.backbones._bundled import BUNDLED
+
 FOLDER = files("sktl.backbones.bundled")
 
 
+@pytest.fixture(scope="module", params=sorted(set(BUNDLED.values())))
+def stem(request):
+    """Name of a version's files, without their suffix."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def weights():
+def weights(stem):
     """Content of the weights file."""
-    return FOLDER.joinpath("tiny-1.safetensors").read_bytes()
+    return FOLDER.joinpath(f"{stem}.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def about():
+def about(stem):
     """The description beside the weights."""
-    return json.loads(FOLDER.joinpath("tiny-1.json").read_text())
+    return json.loads(FOLDER.joinpath(f"{stem}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +40,9 @@ def network(weights, about):
     return network.eval()
 
 
-def test_description_names_what_is_needed(about):
+def test_description_names_what_is_needed(about, stem):
     assert about["name"] == "sktl/tiny"
+    assert stem == f"tiny-{about['version']}"
     assert about["license"] == "BSD-3-Clause"
     keys = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
     assert set(about["data_config"]) == keys
@@ -65,7 +74,7 @@ def test_network_has_stages_and_batch_norm(network):
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
 
 
-def test_there_is_a_model_card(about):
-    card = FOLDER.joinpath("tiny-1.md").read_text()
+def test_there_is_a_model_card(about, stem):
+    card = FOLDER.joinpath(f"{stem}.md").read_text()
     assert about["sha256"] in card
     assert about["license"] in card

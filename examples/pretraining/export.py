@@ -2,7 +2,7 @@
 
 Usage::
 
-    python -m examples.pretraining.export --checkpoint /tmp/pretrain/tiny.pt --output sktl/backbones/bundled
+    python -m examples.pretraining.export --checkpoint /tmp/pretrain/tiny.pt --version 2 --output sktl/backbones/bundled
 """
 
 import argparse
@@ -37,7 +37,7 @@ def averaged_backbone(checkpoint):
     return network.eval()
 
 
-def describe(network, checkpoint, weights):
+def describe(network, checkpoint, weights, version):
     """Describe the weights file as sktl reads it.
 
     Parameters
@@ -48,6 +48,8 @@ def describe(network, checkpoint, weights):
         What `train` saved.
     weights : bytes
         Content of the safetensors file.
+    version : int
+        Which ``sktl/tiny`` this is.
 
     Returns
     -------
@@ -58,7 +60,7 @@ def describe(network, checkpoint, weights):
         width = network(torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)).shape[1]
     return {
         "name": "sktl/tiny",
-        "version": 1,
+        "version": version,
         "architecture": checkpoint["architecture"],
         "architecture_kwargs": checkpoint["architecture_kwargs"],
         "data_config": {
@@ -79,6 +81,7 @@ def build_parser():
     """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="file that train wrote")
+    parser.add_argument("--version", type=int, required=True, help="a published version is never written again")
     parser.add_argument("--output", required=True, help="folder of the two files")
     return parser
 
@@ -89,9 +92,9 @@ def main():
     checkpoint = torch.load(arguments.checkpoint, weights_only=True)
     network = averaged_backbone(checkpoint)
     weights = save({name: value.half().contiguous() for name, value in network.state_dict().items()})
-    target = Path(arguments.output) / "tiny-1"
+    target = Path(arguments.output) / f"tiny-{arguments.version}"
     target.with_suffix(".safetensors").write_bytes(weights)
-    about = describe(network, checkpoint, weights)
+    about = describe(network, checkpoint, weights, arguments.version)
     target.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
     print(f"{target}.safetensors: {len(weights) / 1e6:.2f} MB, step {checkpoint['step']}, sha256 {about['sha256']}")
 

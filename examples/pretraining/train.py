@@ -1,12 +1,14 @@
 """Pretrain a small network on the pictures of `generate`.
 
-Every step draws two random views of some pictures and adds two losses:
+Every step draws two random views of some pictures and adds three losses:
 
-- cross-entropy over the classes of formulas (formula-driven supervised learning), and
-- the contrastive loss of SimCLR between the two views of a picture.
+- cross-entropy over the classes of formulas (formula-driven supervised learning),
+- the contrastive loss of SimCLR between the two views of a picture, and
+- the error of a linear prediction, from the embedding, of the colours and edges of the view itself (see `glance`).
 
 The weights kept are an exponential moving average. The learning rate warms up, stays, and falls to zero over the last
-fifth of the steps, so a run can be made longer or shorter from any checkpoint taken before the fall.
+third of the steps, so a run can be made longer or shorter from any checkpoint taken before the fall. A backbone that
+`export` wrote can be the start of a run.
 
 Usage::
 
@@ -15,6 +17,7 @@ Usage::
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -30,6 +34,7 @@ from torch.nn import functional
 from .augment import random_views
 from .canvas import N_CLASSES
 from .generate import class_names
+from .glance import N_NUMBERS, glance_loss
 
 ARCHITECTURE = "resnet18"
 ARCHITECTURE_KWARGS = {
@@ -45,7 +50,7 @@ VIEW_SIZES, VIEW_SHARES = (32, 48, 64), (0.5, 0.3, 0.2)
 
 
 class PretrainingNetwork(nn.Module):
-    """Backbone, a classifier of formulas and a projector for the contrastive loss.
+    """Backbone, a classifier of formulas, a projector for the contrastive loss and a linear view of colours and edges.
 
     Parameters
     ----------
@@ -68,11 +73,13 @@ class PretrainingNetwork(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(width, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, projection)
         )
+        self.describer = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, sum(N_NUMBERS)))
 
     def forward(self, views):
-        """Return the class scores and the unit-length projections of views."""
+        """Return the class scores, the unit-length projections and the predicted colours and edges of views."""
         embedding = self.backbone(views)
-        return self.classifier(embedding), functional.normalize(self.projector(embedding).float(), dim=1)
+        projections = functional.normalize(self.projector(embedding).float(), dim=1)
+        return self.classifier(embedding), projections, self.describer(embedding).float()
 
 
 def contrastive_loss(projections, temperature=0.2):
@@ -125,7 +132,7 @@ def load_images(folder, n_images):
     raise SystemExit(f"{folder} holds {count} pictures, {n_images} are wanted; run generate first")
 
 
-def learning_rate(step, n_steps, peak, warmup=300, fall=0.2):
+def learning_rate(step, n_steps, peak, warmup=100, fall=0.33):
     """Warm up, stay, then fall linearly to zero over the last part of the steps."""
     return peak * min(1.0, (step + 1) / warmup, (n_steps - step) / (fall * n_steps))
 
@@ -143,8 +150,10 @@ class Trainer:
         self.arguments = arguments
         torch.manual_seed(arguments.seed)
         network = PretrainingNetwork(arguments.architecture, arguments.architecture_kwargs, len(class_names()))
+        if arguments.start:
+            network.backbone.load_state_dict(load_file(arguments.start))
         self.network = network.to(memory_format=torch.channels_last)
-        self.average = ModelEmaV3(self.network, decay=0.998, use_warmup=True)
+        self.average = ModelEmaV3(self.network, decay=0.999, use_warmup=True)
         self.optimizer = torch.optim.AdamW(
             param_groups_weight_decay(self.network, arguments.weight_decay), lr=arguments.learning_rate
         )
@@ -160,34 +169,37 @@ class Trainer:
         return random_views(pictures, size, targets >= N_CLASSES["glyphs"], generator), targets
 
     def train_step(self, pixels, labels):
-        """Take one step and return its two losses and the share of views classified correctly."""
+        """Take one step and return its three losses and the share of views classified correctly."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.arguments.steps, self.arguments.learning_rate)
         views, targets = self.draw_batch(pixels, labels)
         with torch.autocast("cpu", torch.bfloat16):
-            scores, projections = self.network(views)
+            scores, projections, described = self.network(views)
         classes = functional.cross_entropy(scores.float(), targets, label_smoothing=0.1)
         contrast = contrastive_loss(projections)
+        looks = glance_loss(described, views)
         self.optimizer.zero_grad()
-        (classes + self.arguments.contrast * contrast).backward()
+        (classes + self.arguments.contrast * contrast + self.arguments.looks * looks.sum()).backward()
         self.optimizer.step()
         self.step += 1
         self.average.update(self.network, self.step)
-        return np.array([classes.item(), contrast.item(), (scores.argmax(1) == targets).float().mean().item()])
+        correct = (scores.argmax(1) == targets).float().mean()
+        return np.array([classes.item(), contrast.item(), correct.item(), *looks.tolist()])
 
     def run(self, pixels, labels):
         """Train to the last step, with a line in the log and a checkpoint now and then."""
         self.network.train()
         start, already, recent = time.perf_counter(), self.seconds, []
-        while self.step < self.arguments.steps:
+        while self.step < min(self.arguments.steps, self.arguments.stop_after or math.inf):
             recent.append(self.train_step(pixels, labels))
             self.seconds = already + time.perf_counter() - start
             if self.step % self.arguments.log_every == 0 or self.step == self.arguments.steps:
-                classes, contrast, accuracy = np.mean(recent, axis=0)
+                classes, contrast, accuracy, *looks = np.mean(recent, axis=0)
                 recent.clear()
                 print(
                     f"step {self.step:6d}  {self.seconds / 60:6.1f} min  classes {classes:.3f}  "
-                    f"contrast {contrast:.3f}  accuracy {accuracy:.3f}",
+                    f"contrast {contrast:.3f}  accuracy {accuracy:.3f}  "
+                    "colours {:.3f}  histogram {:.3f}  edges {:.3f}".format(*looks),
                     flush=True,
                 )
                 self.save()
@@ -214,12 +226,15 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="folder with the shards of generate")
     parser.add_argument("--output", required=True, help="checkpoint file; a run goes on from it if it exists")
-    parser.add_argument("--n-images", type=int, default=200_000, help="pictures to use (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5_700, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--n-images", type=int, default=120_000, help="pictures to use (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--stop-after", type=int, help="end at this step, to go on later as if nothing had been")
     parser.add_argument("--batch-size", type=int, default=128, help="pictures per step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest rate (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="highest rate (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW (default: %(default)s)")
     parser.add_argument("--contrast", type=float, default=0.5, help="contrastive loss's weight (default: %(default)s)")
+    parser.add_argument("--looks", type=float, default=2.5, help="weight of each look (default: %(default)s)")
+    parser.add_argument("--start", metavar="FILE", help="safetensors file of a backbone to start from")
     parser.add_argument("--architecture", default=ARCHITECTURE, help="timm model (default: %(default)s)")
     parser.add_argument(
         "--architecture-kwargs", type=json.loads, default=ARCHITECTURE_KWARGS, help="its arguments, as JSON"

@@ -11,7 +11,24 @@ import torch
 
 from sktl.exceptions import BackboneError
 
-BUNDLED = {"sktl/tiny": "tiny-1"}
+BUNDLED = {"sktl/tiny": "tiny-1", "sktl/tiny-1": "tiny-1"}
+"""Files by name; a name without a version means the newest."""
+
+
+def versioned_name(name: Any) -> Any:
+    """Return the name that will mean the same weights in every later sktl; other names are left as they are.
+
+    Parameters
+    ----------
+    name : object
+        ``"sktl/tiny"`` becomes ``"sktl/tiny-1"``, if that is its newest version.
+    """
+    return f"sktl/{BUNDLED[name]}" if isinstance(name, str) and name in BUNDLED else name
+
+
+def name_meant_once(name: str) -> str:
+    """Return the versioned name that a reference means: those without a version are from the time of the first."""
+    return f"{name}-1" if f"{name}-1" in BUNDLED else name
 
 
 @cache
@@ -21,7 +38,7 @@ def bundled_card(name: str) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        ``"sktl/tiny"``.
+        A key of ``BUNDLED``.
     """
     return json.loads(_resource(f"{BUNDLED[name]}.json").read_text(encoding="utf-8"))
 
@@ -32,7 +49,7 @@ def bundled_state(name: str) -> dict[str, torch.Tensor]:
     Parameters
     ----------
     name : str
-        ``"sktl/tiny"``.
+        A key of ``BUNDLED``.
 
     Raises
     ------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sktl.backbones._bundled import name_meant_once, versioned_name
 from sktl.backbones._load import load_backbone
 from sktl.backbones._stored import current_shelf, pack_tensors, unpack_tensors
 from sktl.exceptions import BackboneError, UntrustedTypeError, WeightsMismatchError, WeightsNotFoundError
@@ -109,6 +110,7 @@ class ReferredWeights:
     def _checked_source(self) -> dict[str, Any]:
         """Return where the weights are; a file may name only what the caller gives or trusts, and published ones."""
         shelf, source = current_shelf(), dict(self.source)
+        source["backbone"] = name_meant_once(source["backbone"])
         if shelf is None:
             return source
         if source["weights"] != "pretrained":
@@ -163,6 +165,7 @@ def refer(state: Mapping[str, torch.Tensor], low_rank: LowRank, **source: Any) -
     -------
     weights : ReferredWeights
     """
+    source["backbone"] = versioned_name(source["backbone"])
     start = load_backbone(**source).module.state_dict()
     changed = {name: value for name, value in state.items() if not torch.equal(value, start[name])}
     factors = {

@@ -43,7 +43,7 @@ def empty_hub(monkeypatch):
 def test_every_listed_name_comes_from_the_bundle_or_timm():
     names = sktl.list_backbones()
     assert names[0] == "sktl/tiny"
-    assert set(names[1:]) == set(timm.list_models(pretrained=True))
+    assert {name for name in names if not name.startswith("sktl/")} == set(timm.list_models(pretrained=True))
     assert len(names) == len(set(names))
 
 
@@ -89,6 +89,13 @@ def test_bundled_backbone_needs_no_hub(empty_hub, fresh_cache):
     backbone = load_backbone("sktl/tiny")
     assert backbone.name == "sktl/tiny"
     assert empty_hub == []
+
+
+def test_bundled_name_without_version_means_the_newest():
+    versions = sorted(name for name in sktl.list_backbones() if name.startswith("sktl/tiny-"))
+    assert versions[0] == "sktl/tiny-1"
+    assert load_backbone(versions[-1]).fingerprint == load_backbone("sktl/tiny").fingerprint
+    assert len({load_backbone(name).fingerprint for name in versions}) == len(versions)
 
 
 def test_bundled_weights_that_were_changed_are_refused(monkeypatch, fresh_cache):

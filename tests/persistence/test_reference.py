@@ -13,6 +13,7 @@ from torch import nn
 
 import sktl
 from sktl.backbones import _backbone, load_backbone
+from sktl.backbones._reference import ReferredWeights, digest_of, refer
 from sktl.exceptions import BackboneError, UntrustedTypeError, WeightsMismatchError, WeightsNotFoundError
 from sktl.strategies import STRATEGIES
 
@@ -68,6 +69,21 @@ def test_transformer_in_a_pickle_is_a_few_kilobytes():
     data = pickle.dumps(embed)
     assert len(data) < 10_000
     np.testing.assert_array_equal(pickle.loads(data).transform(X[:5]), embed.transform(X[:5]))
+
+
+def test_reference_names_a_version_of_the_bundled_weights():
+    state = load_backbone("sktl/tiny").module.state_dict()
+    weights = refer(state, {}, backbone="sktl/tiny", weights="pretrained")
+    assert weights.source["backbone"].startswith("sktl/tiny-")
+    assert weights.changed == {}
+
+
+def test_reference_without_a_version_means_the_first():
+    state = load_backbone("sktl/tiny-1").module.state_dict()
+    source = {"backbone": "sktl/tiny", "weights": "pretrained"}
+    found = ReferredWeights(source, digest_of(state), {}, {}).unpack()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 @pytest.fixture

@@ -1,0 +1,237 @@
+"""What is the bundled backbone worth, against random weights, raw pixels, HOG and a network that knows ImageNet?
+
+Frozen features, read by a linear probe and by 5 nearest neighbours, from all training images and from a few per class;
+and fine-tuning against training from scratch at equal epochs. A set is ``digits`` (scikit-learn's, in two halves) or a
+folder that holds ``train/<class>/<file>`` and ``test/<class>/<file>``::
+
+    pip install scikit-image
+    for set in cifar10_small caltech20 flowers5; do tar -xf ../shared/data/images/$set.tar -C /tmp; done
+    python docs/benchmarks/bundled_backbone.py digits /tmp/cifar10_small /tmp/caltech20 /tmp/flowers5 \\
+        --ceiling-weights ../shared/data/weights/mobilenetv2_100.qnnpack_dequant.safetensors
+
+Every network sees images at its own size (64 pixels for sktl/tiny, 224 for mobilenetv2_100), raw pixels are 32 x 32 in
+RGB (8 x 8 in grey for digits), and HOG reads 64 x 64 pixels. All features are standardised, and the penalty of every
+probe is chosen by cross-validation inside its training images. Random weights are a mean over ``--seeds`` starts, few
+images over ``--draws`` of them. ``--shots`` and ``--epochs`` without numbers leave those parts out.
+"""
+
+import argparse
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sktl import FineTuneClassifier, PretrainedFeatureTransformer
+from sktl.backbones import load_backbone
+
+PENALTIES = np.logspace(-4, 1, 6)
+
+
+def make_probe():
+    """Standardised logistic regression whose C is chosen on three folds of the training rows."""
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    grid = {"logisticregression__C": PENALTIES}
+    return GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), grid, cv=folds)
+
+
+READERS = {"linear probe": make_probe(), "5-NN": make_pipeline(StandardScaler(), KNeighborsClassifier(5))}
+
+
+# The sets -------------------------------------------------------------------------------------------------------------
+
+
+def read_digits():
+    """Return training and test images and labels of scikit-learn's digits."""
+    rows, labels = load_digits(return_X_y=True)
+    images = (rows.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+    return train_test_split(images, labels, test_size=0.5, stratify=labels, random_state=0)
+
+
+def read_folder(folder):
+    """Return training and test files and labels of a folder."""
+    found = [sorted((folder / part).glob("*/*")) for part in ("train", "test")]
+    labels = [np.array([path.parent.name for path in paths]) for paths in found]
+    return *([str(path) for path in paths] for paths in found), *labels
+
+
+# The representations --------------------------------------------------------------------------------------------------
+
+
+def middle_square(item, size):
+    """Return the middle square of an image as an array of shape (size, size, 3)."""
+    image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item).convert("RGB")
+    side, (width, height) = min(image.size), image.size
+    left, top = (width - side) / 2, (height - side) / 2
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+
+
+def raw_pixels(items):
+    """Return pixels: of 8 x 8 grey images as they are, of all others 32 x 32 in RGB."""
+    if isinstance(items, np.ndarray):
+        return items[..., 0].reshape(len(items), -1).astype(np.float32)
+    return np.stack([middle_square(item, 32).ravel() for item in items]).astype(np.float32)
+
+
+def hog_features(items):
+    """Return histograms of oriented gradients: 9 directions, 8 x 8 cells of 8 x 8 pixels, blocks of 2 x 2 cells."""
+    from skimage.feature import hog
+
+    describe = partial(hog, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), channel_axis=-1)
+    return np.stack([describe(middle_square(item, 64)) for item in items])
+
+
+def embed(items, backbone, **options):
+    """Return the embeddings of a frozen network."""
+    return PretrainedFeatureTransformer(backbone, **options).fit_transform(items)
+
+
+def embed_randomly(items, name, seed):
+    """Return the embeddings of a backbone's architecture with random weights."""
+    known = load_backbone(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = timm.create_model(known.recipe["architecture"], num_classes=0, **known.recipe["kwargs"])
+    return embed(items, network.eval(), data_config=known.data_config)
+
+
+def make_representations(arguments):
+    """Return lists of functions from items to features, by the name under which their mean is shown."""
+    seeds = range(arguments.seeds)
+    ways = {name: [partial(embed, backbone=name)] for name in arguments.backbones}
+    ways["random weights"] = [partial(embed_randomly, name=arguments.backbones[0], seed=seed) for seed in seeds]
+    ways |= {"raw pixels": [raw_pixels], "HOG": [hog_features]}
+    if arguments.ceiling_weights:
+        ceiling = partial(embed, backbone=arguments.ceiling, weights=arguments.ceiling_weights)
+        ways[arguments.ceiling] = [partial(ceiling, image_size=arguments.ceiling_size)]
+    return ways
+
+
+# The questions --------------------------------------------------------------------------------------------------------
+
+
+def few_per_class(labels, n, seed):
+    """Return the places of ``n`` rows of each class."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [rng.choice(np.flatnonzero(labels == label), n, replace=False) for label in np.unique(labels)]
+    )
+
+
+def score_features(features, labels, arguments):
+    """Return accuracies by column: each reader on all training rows, and on each draw of a few per class."""
+    (train, test), (y, y_test) = features, labels
+    scores = {name: [clone(reader).fit(train, y).score(test, y_test)] for name, reader in READERS.items()}
+    for shots in arguments.shots:
+        for draw in range(arguments.draws):
+            rows = few_per_class(y, shots, draw)
+            for name, reader in READERS.items():
+                accuracy = clone(reader).fit(train[rows], y[rows]).score(test, y_test)
+                scores.setdefault(f"{name}, {shots} per class", []).append(accuracy)
+    return scores
+
+
+def compare_features(data, arguments):
+    """Return, by representation and column, the accuracies over its starts and draws."""
+    train, test, *labels = data
+    results = {}
+    for name, ways in make_representations(arguments).items():
+        for way in ways:
+            for column, scores in score_features((way(train), way(test)), labels, arguments).items():
+                results.setdefault(name, {}).setdefault(column, []).extend(scores)
+        print(f"  {name:20}", *(f"{column} {spread(scores)}" for column, scores in results[name].items()), flush=True)
+    return results
+
+
+def compare_training(data, arguments):
+    """Return, by way and number of epochs, the accuracies over seeds."""
+    train, test, y, y_test = data
+    results = {}
+    ways = [(name, "fine_tuning") for name in arguments.backbones] + [(arguments.backbones[0], "from_scratch")]
+    for backbone, strategy in ways:
+        name = backbone if strategy == "fine_tuning" else "from scratch"
+        for epochs in arguments.epochs:
+            for seed in range(arguments.seeds):
+                model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed)
+                column = f"{epochs} epoch{'s' * (epochs > 1)}"
+                results.setdefault(name, {}).setdefault(column, []).append(model.fit(train, y).score(test, y_test))
+        print(f"  {name:20}", *(f"{column} {spread(scores)}" for column, scores in results[name].items()), flush=True)
+    return results
+
+
+# The answers ----------------------------------------------------------------------------------------------------------
+
+
+def spread(scores):
+    """Write a mean, with its standard deviation if there is one."""
+    return f"{np.mean(scores):.3f}" + (f" ± {np.std(scores):.3f}" if len(scores) > 1 else "")
+
+
+def print_table(title, results):
+    """Print accuracies as a table in reStructuredText: a row for each representation."""
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    rows = [["", *columns]] + [[name, *(spread(row[c]) for c in columns)] for name, row in results.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    print("\n".join(["", title, "", rule, lines[0], rule, *lines[1:], rule]), flush=True)
+
+
+def print_targets(name, by_set, ceiling):
+    """Print by how much a backbone's linear probe is above the others, and how far it is from pixels to the ceiling."""
+    probe = {
+        title: {way: np.mean(row["linear probe"]) for way, row in results.items()} for title, results in by_set.items()
+    }
+    print(f"\n{name}, linear probe above others, in points")
+    for title, row in probe.items():
+        others = {way: 100 * (row[name] - value) for way, value in row.items() if way not in (name, ceiling)}
+        print(f"  {title:15}", "  ".join(f"{way} {points:+.1f}" for way, points in others.items()))
+    photographs = [row for title, row in probe.items() if title != "digits" and ceiling in row]
+    if photographs:
+        mine, low, high = (np.mean([row[way] for row in photographs]) for way in (name, "raw pixels", ceiling))
+        print(f"  mean without digits {mine:.3f}; raw pixels {low:.3f}, {ceiling} {high:.3f}", end="; ")
+        print(f"{(mine - low) / (high - low):.0%} of the way")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", help="digits, or folders")
+    parser.add_argument("--backbones", nargs="+", default=["sktl/tiny"])
+    parser.add_argument("--ceiling", default="mobilenetv2_100")
+    parser.add_argument("--ceiling-weights", help="weights file of the ceiling; without it, it is left out")
+    parser.add_argument("--ceiling-size", type=int, default=224)
+    parser.add_argument("--shots", type=int, nargs="*", default=[5], help="images per class")
+    parser.add_argument("--draws", type=int, default=5, help="of a few images per class")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[1, 5], help="of training all weights")
+    parser.add_argument("--seeds", type=int, default=3, help="of random weights and of training")
+    arguments = parser.parse_args()
+
+    warnings.simplefilter("ignore", ConvergenceWarning)  # at the weakest penalties, which are seldom chosen
+    features, training = {}, {}
+    for name in arguments.sets:
+        title, data = Path(name).name, read_digits() if name == "digits" else read_folder(Path(name))
+        print(f"{title}: {len(data[0])} training images, {len(data[1])} test images", flush=True)
+        features[title] = compare_features(data, arguments)
+        if arguments.epochs:
+            training[title] = compare_training(data, arguments)
+    for title in features:
+        print_table(title, features[title])
+    for title in training:
+        print_table(f"{title}, all weights trained", training[title])
+    for name in arguments.backbones:
+        print_targets(name, features, arguments.ceiling)
+
+
+if __name__ == "__main__":
+    main()
