@@ -67,7 +67,7 @@ def test_unreadable_rows_and_what_cannot_be_embedded(image_paths, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not really")
     paths = [*image_paths[0][:5], str(tmp_path / "broken.png")]
     transformer = PretrainedFeatureTransformer(image_size=32, device="cpu", on_error="nan").fit(paths)
-    found = by_name(embed_ray(named(paths), transformer, column="photo"))
+    found = by_name(embed_ray(named(paths), transformer, column="photo", num_actors=(1, 2)))
     np.testing.assert_array_equal(found, transformer.transform(paths))
     assert np.isnan(found).any(axis=1).tolist() == [False] * 5 + [True]
     with pytest.raises(Exception, match=r"row 5 \('.*broken.png'\)"):

@@ -36,6 +36,11 @@ def embed_dask(data, transformer, *, column: str | None = None):
     MissingExtraError
         If Dask is not installed.
 
+    Notes
+    -----
+    Dask's workers are faster on Linux with ``MALLOC_MMAP_THRESHOLD_=33554432`` in the environment that they start in;
+    the user guide says why.
+
     Examples
     --------
     >>> import numpy as np

@@ -75,9 +75,10 @@ def embed_ray(
     >>> embed_ray(dataset, transformer, column="photo", num_gpus=1).write_parquet("out/")  # doctest: +SKIP
     """
     ray = import_extra("ray", extra="ray", caller="embed_ray")
-    import_extra("ray.data", extra="ray", caller="embed_ray")
+    data = import_extra("ray.data", extra="ray", caller="embed_ray")
     model = EmbeddingModel(transformer)
     column = choose_column(_columns(dataset), column, "dataset")
+    least, most = num_actors if isinstance(num_actors, tuple) else (num_actors, num_actors)
     decodes_apart = transformer.input_kind_ == "images" and transformer.memory is None
     if decodes_apart:
         dataset = dataset.map_batches(_Decoder(model, column), batch_size=batch_size, batch_format="numpy", num_cpus=1)
@@ -86,7 +87,7 @@ def embed_ray(
         fn_constructor_args=(ray.put(model), column, output_column),
         batch_size=batch_size,
         batch_format="numpy",
-        concurrency=num_actors,
+        compute=data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
