@@ -63,3 +63,15 @@ def test_recipes_are_compared_once(tmp_path):
     table = run("transfer_recipes.py", "--results", tmp_path / "results.jsonl", "--table")
     assert "stripes, 3 images per class, batches of 32, 1 epochs, 32 px" in table
     assert table.count("(1 seeds)") == 3
+
+
+@pytest.mark.slow
+def test_ways_beyond_one_process_are_compared(tmp_path):
+    for package in ("distributed", "pyarrow"):
+        pytest.importorskip(package)
+    few = ["--files", "24", "--folder", str(tmp_path), "--repeats", "1", "--backbone", "test_resnet"]
+    printed = run("scaling.py", "overhead", *few, "--ways", "transform_batches", "embed_to_parquet", "dask")
+    table = [line.split() for line in printed.splitlines() if line.endswith(" of transform")]
+    assert len(table) == 4
+    assert "1.000" in table[0]
+    assert len(list(tmp_path.glob("*.jpg"))) == 24
