@@ -42,6 +42,11 @@ class Parts:
         return self.rest is self.reader
 
     @property
+    def is_multilabel(self) -> bool:
+        """Whether the reader's own head predicts labels in columns, several of which may hold."""
+        return self.has_head and getattr(self.reader, "multilabel_", False)
+
+    @property
     def predictor(self) -> BaseEstimator | None:
         """What predicts from embeddings: ``rest``, or the reader made to take what it is given for its embeddings."""
         if not self.has_head:

@@ -1,23 +1,24 @@
 """A pretrained network with a new head as a scikit-learn classifier."""
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import _check_partial_fit_first_call
-from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, ClassifierHeads, ClassTargets, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, ClassifierHeads, as_before_on_failure
 from sktl.inputs import MAX_PIXELS
 
 
 def _is_correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if target.ndim > 1:
+        return ((logits > 0) == (target > 0.5)).all(dim=1).float()
     return (logits.argmax(dim=1) == target).float()
 
 
-class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
+class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     """Classify images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     Parameters
@@ -61,18 +62,21 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
     head : {"linear", "mlp"}, nn.Module or classifier, default="linear"
         What turns embeddings into classes: a linear layer, which is solved for where a strategy fits the head first; a
         small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
-        n_classes) and is copied; or, with ``strategy="feature_extraction"``, any classifier of scikit-learn.
+        n_classes) and is copied; or, with ``strategy="feature_extraction"``, any classifier of scikit-learn. For labels
+        in columns the linear layer is one logistic regression per label.
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a step of training. It says nothing where the
         head is solved for.
-    class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, as scikit-learn's classifiers take them.
+    class_weight : dict, list of dict, "balanced" or None, default=None
+        Weights of the classes, as scikit-learn's classifiers take them. Where y has a column for each label, a list of
+        one dict per label with keys 0 and 1; "balanced" then weighs each label by itself.
     early_stopping : "auto" or bool, default="auto"
         Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
         "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
         no epochs to stop: they use all rows.
     validation_fraction : float, default=0.1
-        Share of the rows that early stopping holds out, stratified by class.
+        Share of the rows that early stopping holds out: stratified by class, or at random where y has a column for each
+        label.
     n_iter_no_change : int, default=5
         Epochs without improvement after which early stopping ends training.
     tol : float, default=1e-4
@@ -107,7 +111,7 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
         Above 0, each image is mixed with another one, by adding them up or by patching, in shares from a beta
         distribution with this parameter. For strategies that train the backbone, as all that follows.
     label_smoothing : float, default=0.0
-        Share of each label that is spread over all classes in training.
+        Share of each label that is spread over all classes in training; for labels in columns, over yes and no.
     ema_decay : float, default=None
         The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
     amp : bool or "auto", default="auto"
@@ -133,7 +137,9 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels seen in ``fit``.
+        The labels seen in ``fit``, or the numbers of the columns of y.
+    multilabel_ : bool
+        Whether y had a column for each label.
     original_classes_ : ndarray of shape (n_original_classes,)
         Labels of the task that the backbone was trained on, for ``predict_original``: those of a fitted classifier,
         ImageNet's by the number of classes, else column numbers. Only there if the backbone brought a classifier.
@@ -180,6 +186,11 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
     -----
     Rows of the same content and label are merged, and their weights added. The order of the rows in X has no influence.
 
+    Where several labels may hold for a row, y is an indicator matrix of shape (n, n_labels), dense or sparse, with 1
+    where the row has the label. Each label has a sigmoid of its own then, and the binary cross-entropy as loss;
+    ``predict`` gives such a matrix, a NumPy array in any case, and ``score`` is the share of the rows that are right in
+    all labels.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -193,11 +204,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
     _parameter_constraints: ClassVar[dict] = {
         **TRAINING_CONSTRAINTS,
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
-        "head": [StrOptions({"linear", "mlp"}), nn.Module, HasMethods(["fit", "predict"])],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
-    _criterion = nn.CrossEntropyLoss
     _valid_score = ("valid_acc", _is_correct)
 
     def __init__(
@@ -257,6 +265,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
             learning_rate=learning_rate,
             batch_size=batch_size,
             weight_decay=weight_decay,
+            head=head,
+            dropout=dropout,
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
@@ -282,11 +292,6 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
         )
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
-        self.head = head
-        self.dropout = dropout
-
-    def _net_settings(self, device: torch.device) -> dict[str, Any]:
-        return {**super()._net_settings(device), "label_smoothing": self.label_smoothing}
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -296,10 +301,11 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
         ----------
         X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
             Rows in the form of the first call; the scale of numbers is learnt in that call.
-        y : array-like of shape (n,)
+        y : array-like of shape (n,) or (n, n_labels)
             Labels; not all classes need be among them.
         classes : array-like of shape (n_classes,), default=None
-            All labels that will ever come. Required in the first call, unless the estimator is fitted.
+            All labels that will ever come; ``range(n_labels)`` for labels in columns. Required in the first call,
+            unless the estimator is fitted.
         sample_weight : array-like of shape (n,), default=None
             How much each row counts beside the others of the call; rows of weight 0 are left out.
 
@@ -317,3 +323,8 @@ class FineTuneClassifier(ClassifierMixin, ClassTargets, ClassifierHeads):
             _check_partial_fit_first_call(self, classes)
             self._partial_fit(X, y, sample_weight)
         return self
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

@@ -3,15 +3,15 @@
 from typing import ClassVar
 
 import numpy as np
-from sklearn.base import RegressorMixin, _fit_context
+from sklearn.base import RegressorMixin, _fit_context, is_regressor
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, FineTuner, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, Heads, as_before_on_failure
 from sktl.training import Targets, fit_ridge_head
 
 
-class FineTuneRegressor(RegressorMixin, FineTuner):
+class FineTuneRegressor(RegressorMixin, Heads):
     """Predict numbers from images or texts with a pretrained network, reused in the way that ``strategy`` says.
 
     One target or several. Targets are standardised inside, each by the weighted mean and standard deviation of the
@@ -55,6 +55,14 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
         Rows per training step.
     weight_decay : float, default=0.01
         Decoupled weight decay of matrices and kernels (AdamW); biases and normalisation layers have none.
+    head : {"linear", "mlp"}, nn.Module or regressor, default="linear"
+        What turns embeddings into numbers: a linear layer, which is solved for where a strategy fits the head first; a
+        small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
+        n_targets) and is copied; or, with ``strategy="feature_extraction"``, any regressor of scikit-learn. All of them
+        learn standardised targets.
+    dropout : float, default=0.0
+        Share of the embedding's values that the head does not see in a step of training. It says nothing where the
+        head is solved for.
     early_stopping : "auto" or bool, default="auto"
         Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
         "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
@@ -125,6 +133,8 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     target_mean_, target_scale_ : ndarray of float64, shape (n_targets,)
         Mean and standard deviation of y: the network's output times ``target_scale_`` plus ``target_mean_`` is the
         prediction.
+    head_ : estimator
+        The fitted head, where it is a regressor of scikit-learn; on standardised targets.
     strategy_ : Strategy
         The strategy object that was used.
     backbone_ : Backbone
@@ -220,8 +230,16 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
     def _n_outputs(self) -> int:
         return self._n_targets
 
-    def _solve_head(self, head, embeddings, targets, seed) -> float:
+    def _solve_linear(self, head, embeddings, targets) -> float:
         return fit_ridge_head(head, embeddings, targets, self.strategy_.C)
+
+    def _check_model(self, model) -> None:
+        if not is_regressor(model):
+            raise ValueError(f"The 'head' parameter must be a regressor, got {type(model).__name__} instead.")
+
+    def _model_targets(self, targets) -> np.ndarray:
+        values = targets.values.astype(np.float64)
+        return values[:, 0] if self._n_targets == 1 else values
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
@@ -264,7 +282,8 @@ class FineTuneRegressor(RegressorMixin, FineTuner):
             Of the shape that y had in ``fit``.
         """
         check_is_fitted(self)
-        predictions = self._outputs(X) * self.target_scale_ + self.target_mean_
+        outputs = self.head_.predict(self._embeddings(X)) if hasattr(self, "head_") else self._outputs(X)
+        predictions = outputs.reshape(len(outputs), -1) * self.target_scale_ + self.target_mean_
         return predictions[:, 0] if self._is_one_column else predictions
 
     def __sklearn_tags__(self):

@@ -67,7 +67,9 @@ def test_head_is_trained_on_standardised_embeddings_and_takes_plain_ones():
 
     def fitted(shift, scale):
         head, given = make_head("mlp", 8, 2, seed=0), (embeddings * scale + shift).astype(np.float32)
-        loss = train_head(head, given, targets, dropout=0.0, weight_decay=0.01, seed=0)
+        loss = train_head(
+            head, given, targets, nn.CrossEntropyLoss(reduction="none"), dropout=0.0, weight_decay=0.01, seed=0
+        )
         with torch.no_grad():
             scores = head(torch.from_numpy(given))
         assert nn.functional.cross_entropy(scores, torch.from_numpy(targets.values)).item() == pytest.approx(
@@ -85,7 +87,8 @@ def test_a_row_of_weight_two_is_two_rows():
     embeddings, values = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(0, 2, 20)
     weight = np.where(np.arange(20) < 10, 1.0, 3.0)
     head = make_head("mlp", 4, 2, seed=0)
-    loss = train_head(head, embeddings, Targets(values, weight), dropout=0.0, weight_decay=0.0, seed=0)
+    targets, criterion = Targets(values, weight), nn.CrossEntropyLoss(reduction="none")
+    loss = train_head(head, embeddings, targets, criterion, dropout=0.0, weight_decay=0.0, seed=0)
     repeated = np.repeat(np.arange(20), weight.astype(int))
     with torch.no_grad():
         scores = head(torch.from_numpy(embeddings[repeated]))

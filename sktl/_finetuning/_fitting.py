@@ -70,8 +70,8 @@ class FineTuner(PassByPass):
         ----------
         X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
             Paths, bytes, PIL images or arrays; one row per image.
-        y : array-like of shape (n,) or (n, n_targets)
-            Labels of any type in classification, numbers in regression.
+        y : array-like of shape (n,), (n, n_labels) or (n, n_targets)
+            Labels of any type or, where several may hold, columns of 0 and 1 in classification; numbers in regression.
         sample_weight : array-like of shape (n,), default=None
             How much each row counts; rows of weight 0 are left out, and a weight of 2 is the same as having the row
             twice.

@@ -1,47 +1,39 @@
-"""The head of a classifier: a layer, a small network, or a model of scikit-learn; how it is fitted, what it says."""
+"""The head of a network: a layer, a small network, or a model of scikit-learn; how it is fitted."""
 
 import time
-from collections.abc import Callable
+from abc import abstractmethod
 
 import numpy as np
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import has_fit_parameter
 from torch import nn
 
 from sktl._finetuning._fitting import FineTuner
 from sktl.exceptions import StrategyError
-from sktl.training import Targets, fit_linear_head, make_head, train_head
+from sktl.training import Targets, train_head
 
 
-def head_offers(method: str) -> Callable[[FineTuner], bool]:
-    """Return a check for ``available_if``: whether the estimator's head has a method.
+class Heads(FineTuner):
+    """Fit the head that ``head`` names on embeddings; the methods that are abstract here say what it is to learn."""
 
-    Parameters
-    ----------
-    method : str
-        Such as ``"predict_proba"``, which not all models of scikit-learn have.
-    """
+    @abstractmethod
+    def _solve_linear(self, head: nn.Linear, embeddings: np.ndarray, targets: Targets) -> float:
+        """Fit a linear layer to convergence; return its loss."""
 
-    def check(estimator: FineTuner) -> bool:
-        model = getattr(estimator, "head_", estimator.head)
-        return not isinstance(model, BaseEstimator) or hasattr(model, method)
+    @abstractmethod
+    def _check_model(self, model: BaseEstimator) -> None:
+        """Refuse a model of scikit-learn that learns something else."""
 
-    return check
-
-
-class ClassifierHeads(FineTuner):
-    """Make the head that ``head`` names, fit it on embeddings, and predict with it."""
-
-    def _new_head(self, width: int, seed: int) -> nn.Module:
-        return make_head(self.head, width, self._n_outputs(), seed)
+    def _model_targets(self, targets: Targets) -> np.ndarray:
+        """Return what a model of scikit-learn is fitted to."""
+        return targets.values
 
     def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets, seed: int) -> float:
         if type(head) is nn.Linear and head.bias is not None:
-            return fit_linear_head(head, embeddings, targets, self.strategy_.C)
+            return self._solve_linear(head, embeddings, targets)
+        criterion = self._criterion(**self._criterion_params(), reduction="none")
         settings = {"dropout": self.dropout, "weight_decay": self.weight_decay, "seed": seed}
-        return train_head(head, embeddings, targets, **settings)
+        return train_head(head, embeddings, targets, criterion, **settings)
 
     def _fit_network(self, rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint) -> None:
         self.__dict__.pop("head_", None)
@@ -64,87 +56,28 @@ class ClassifierHeads(FineTuner):
         """Return whether the head is a model of scikit-learn; refuse what cannot be one."""
         if not isinstance(self.head, BaseEstimator):
             return False
-        name = type(self.head).__name__
-        if not is_classifier(self.head):
-            raise ValueError(f"The 'head' parameter must be a classifier, got {name} instead.")
+        self._check_model(self.head)
         if self.strategy_.trains_backbone:
             raise StrategyError(
-                f"head={name}() is fitted on the embeddings of a frozen backbone, so it goes with "
+                f"head={type(self.head).__name__}() is fitted on the embeddings of a frozen backbone, so it goes with "
                 f"strategy='feature_extraction' only, not with {type(self.strategy_).__name__}: no gradient passes it."
             )
         return True
 
     def _fit_model(self, embeddings: np.ndarray, targets: Targets) -> BaseEstimator:
-        model, weight = clone(self.head), targets.loss_weight
+        model, weight, y = clone(self.head), targets.loss_weight, self._model_targets(targets)
         if np.all(weight == 1):
-            return model.fit(embeddings, targets.values)
+            return model.fit(embeddings, y)
         if has_fit_parameter(model, "sample_weight"):
-            return model.fit(embeddings, targets.values, sample_weight=weight)
+            return model.fit(embeddings, y, sample_weight=weight)
         times = np.rint(weight / weight.min()).astype(int)  # a row of weight 2 is the same as two rows
         if not np.allclose(times * weight.min(), weight):
             raise ValueError(
                 f"head={type(model).__name__}() takes no sample weights, so all must be multiples of the smallest."
             )
-        return model.fit(np.repeat(embeddings, times, axis=0), np.repeat(targets.values, times))
+        return model.fit(np.repeat(embeddings, times, axis=0), np.repeat(y, times, axis=0))
 
     def _begin_passes(self, first: bool):
         if self._has_model_as_head():
             raise StrategyError("partial_fit needs a head trained by gradient steps: 'linear', 'mlp' or a module.")
         return super()._begin_passes(first)
-
-    @available_if(head_offers("decision_function"))
-    def decision_function(self, X) -> np.ndarray:
-        """Compute the head's output.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) or (n, n_classes), float32
-            One column per class; with two classes, how much the second is favoured.
-        """
-        check_is_fitted(self)
-        if hasattr(self, "head_"):
-            return self.head_.decision_function(self._embeddings(X)).astype(np.float32)
-        logits = self._outputs(X).astype(np.float32)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    @available_if(head_offers("predict_proba"))
-    def predict_proba(self, X) -> np.ndarray:
-        """Compute class probabilities.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        proba : ndarray of shape (n, n_classes), float32
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
-        check_is_fitted(self)
-        if hasattr(self, "head_"):
-            return self.head_.predict_proba(self._embeddings(X)).astype(np.float32)
-        return softmax(self._outputs(X), axis=1).astype(np.float32)
-
-    def predict(self, X) -> np.ndarray:
-        """Predict labels.
-
-        Parameters
-        ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
-            In the same form as in ``fit``.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-            Of the type of ``classes_``.
-        """
-        check_is_fitted(self)
-        if hasattr(self, "head_"):
-            return self.classes_[self.head_.predict(self._embeddings(X))]
-        return self.classes_[self._outputs(X).argmax(axis=1)]

@@ -13,7 +13,7 @@ from sktl._base import EmbeddingMixin
 from sktl._finetuning._original import OriginalTask
 from sktl._finetuning._state import PlainState
 from sktl.backbones import Backbone
-from sktl.training import build_network, head_outputs, make_net, trained_backbone, zero_linear
+from sktl.training import build_network, head_outputs, make_head, make_net, trained_backbone
 
 # Brings learning rates to where they are usual for encoders like BERT (Devlin and others, NAACL 2019).
 _SCALE_OF_TEXTS = 0.3
@@ -26,16 +26,17 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     ----------
     _criterion : type of module
         The loss of the training loop, with a ``reduction`` parameter.
-    dropout : float
-        Of the head; a parameter of estimators that have it.
     """
 
     _criterion: ClassVar[type[nn.Module]]
-    dropout: float = 0.0
+
+    def _criterion_params(self) -> dict[str, Any]:
+        """Return the parameters of the loss, without its reduction."""
+        return {}
 
     def _new_head(self, width: int, seed: int) -> nn.Module:
         """Return a head that knows nothing yet."""
-        return zero_linear(width, self._n_outputs())
+        return make_head(self.head, width, self._n_outputs(), seed)
 
     def _build_network(self, backbone: Backbone, seed: int, *, goes_on: bool):
         """Return a network prepared by the strategy, with a new head, or a copy of the fitted one where it goes on."""
@@ -57,6 +58,7 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
     def _net_settings(self, device: torch.device) -> dict[str, Any]:
         return {
             "criterion": self._criterion,
+            "criterion_params": self._criterion_params(),
             "learning_rate": self._head_learning_rate(),
             "weight_decay": self.weight_decay,
             "max_epochs": self.max_epochs,

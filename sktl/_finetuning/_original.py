@@ -165,9 +165,12 @@ class OriginalTask(TrainingParameters):
         super().__setstate__(state)
 
     def _as_backbone(self) -> Backbone:
-        """Return the fine-tuned backbone; a classifier's own head is the original head of the next task."""
+        """Return the fine-tuned backbone; a classifier's own head is the original head of the next task.
+
+        A head of labels that go together is none: what is said of an old task is one of its classes.
+        """
         backbone = super()._as_backbone()
-        if not hasattr(self, "classes_") or not hasattr(self, "net_"):
+        if not hasattr(self, "classes_") or not hasattr(self, "net_") or self._is_multilabel:
             return backbone.with_original_head(None)
         return backbone.with_original_head(OriginalHead.from_module(self.net_.module_.head, self.classes_))
 

@@ -3,7 +3,8 @@
 import os
 from numbers import Integral, Real
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from torch import nn
 
 from sktl._base import SHARED_CONSTRAINTS, ImageEstimator
 from sktl.inputs import MAX_PIXELS
@@ -16,6 +17,8 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"}), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "head": [StrOptions({"linear", "mlp"}), nn.Module, HasMethods(["fit", "predict"])],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
     "early_stopping": ["boolean", StrOptions({"auto"})],
     "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
     "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -57,6 +60,8 @@ class TrainingParameters(ImageEstimator):
         learning_rate=None,
         batch_size=32,
         weight_decay=0.01,
+        head="linear",
+        dropout=0.0,
         early_stopping="auto",
         validation_fraction=0.1,
         n_iter_no_change=5,
@@ -93,6 +98,8 @@ class TrainingParameters(ImageEstimator):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.weight_decay = weight_decay
+        self.head = head
+        self.dropout = dropout
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change

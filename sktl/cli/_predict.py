@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sktl._deployment import innermost
 from sktl.cli._folder import find_images
 from sktl.cli._model import load_model
 from sktl.exceptions import InputError
@@ -87,6 +88,10 @@ def _predict(model, paths: list[str]) -> tuple[Predictions | None, list[tuple[st
 def _ask(model, paths: list[str]) -> Predictions:
     if not hasattr(model, "predict_proba"):
         return Predictions(paths, np.asarray(model.predict(paths)).tolist(), None, [])
+    if getattr(innermost(model), "multilabel_", False):
+        raise InputError(
+            "`sktl predict` prints one label per image, and this model predicts several: use it in Python."
+        )
     proba = model.predict_proba(paths)
     classes = np.asarray(model.classes_).tolist()
     return Predictions(paths, [classes[index] for index in proba.argmax(axis=1)], proba, classes)

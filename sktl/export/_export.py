@@ -15,7 +15,7 @@ from sktl.exceptions import ExportError
 from sktl.export._classic import append_classic
 from sktl.export._files import write_atomically
 from sktl.export._names import FORMAT, METADATA_PREFIX
-from sktl.export._network import ClassifierHead, Embeddings, RegressorHead, network_graph
+from sktl.export._network import ClassifierHead, Embeddings, MultilabelHead, RegressorHead, network_graph
 from sktl.inputs import ImagePreprocessor
 
 CALLER = "export_onnx()"
@@ -62,7 +62,8 @@ def export_onnx(estimator, path) -> Path:
     Notes
     -----
     Outputs are, for classifiers, ``label`` of shape (n,), of the type of ``classes_``, and ``probabilities`` of shape
-    (n, n_classes), float32 (``scores`` where the model gives no probabilities); for regressors ``predictions``; for
+    (n, n_classes), float32 (``scores`` where the model gives no probabilities), and for labels in columns ``label`` of
+    shape (n, n_classes), int64; for regressors ``predictions``; for
     transformers ``embeddings`` (``transformed`` behind further steps). torch's exporter writes the network, skl2onnx
     the classic steps; the network's part is run by onnxruntime and compared with torch before anything is written.
 
@@ -104,7 +105,7 @@ def to_onnx(estimator) -> bytes:
     model = network_graph(parts, _head(parts))
     if parts.rest is not None and not parts.has_head:
         model = append_classic(model, parts.rest, parts.view.width, parts.kind, CALLER)
-    elif parts.kind == "classifier":
+    elif parts.kind == "classifier" and not parts.is_multilabel:
         _append_labels(model, classes_of(parts))
     _describe(model, parts)
     return _serialise(model)
@@ -143,7 +144,7 @@ def _head(parts: Parts) -> nn.Module:
     if not parts.has_head:
         return Embeddings()
     if parts.kind == "classifier":
-        return ClassifierHead(reader.net_.module_.head)
+        return (MultilabelHead if parts.is_multilabel else ClassifierHead)(reader.net_.module_.head)
     return RegressorHead(reader.net_.module_.head, reader.target_mean_, reader.target_scale_, reader._is_one_column)
 
 
@@ -194,6 +195,7 @@ def _describe(model: Any, parts: Parts) -> None:
         "format": FORMAT,
         "kind": parts.kind,
         "classes": None if classes is None else classes.tolist(),
+        "multilabel": parts.is_multilabel,
         "preprocessing": config,
         "backbone": parts.reader.backbone_.name,
         "versions": {name: version(name) for name in ("sktl", "torch", "timm", "scikit-learn")},

@@ -43,6 +43,8 @@ class OnnxModel:
         What was exported.
     classes_ : ndarray of shape (n_classes,)
         Only of classifiers.
+    multilabel_ : bool
+        Only of classifiers: whether predictions have a column for each class, with 1 where the image has it.
     data_config : dict
         How images become the input of the graph.
     outputs : list of str
@@ -72,6 +74,7 @@ class OnnxModel:
         self.outputs = [output.name for output in self._session.get_outputs()]
         if facts["classes"] is not None:
             self.classes_ = np.asarray(facts["classes"])
+            self.multilabel_ = facts.get("multilabel", False)
 
     @available_if(_gives("label", "predictions"))
     def predict(self, X) -> np.ndarray:
@@ -84,8 +87,8 @@ class OnnxModel:
 
         Returns
         -------
-        predictions : ndarray of shape (n,) or (n, n_targets)
-            Labels of the type of ``classes_``, or numbers.
+        predictions : ndarray of shape (n,), (n, n_classes) or (n, n_targets)
+            Labels of the type of ``classes_``, columns of 0 and 1, or numbers.
 
         Raises
         ------

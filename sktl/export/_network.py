@@ -32,6 +32,20 @@ class ClassifierHead(nn.Module):
         return logits.argmax(dim=1), torch.softmax(logits, dim=1)
 
 
+class MultilabelHead(nn.Module):
+    """The head of a classifier of labels in columns: which of them, and how probable each is."""
+
+    outputs = ("label", "probabilities")
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.head(embeddings)
+        return (logits > 0).long(), torch.sigmoid(logits)
+
+
 class RegressorHead(nn.Module):
     """The head of a regressor, back on the scale of its targets.
 

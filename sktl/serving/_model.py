@@ -87,6 +87,8 @@ class ServedModel:
         kind = getattr(self.parts.reader, "input_kind_", "images") if self.parts else "images"
         if kind != "images":
             raise InputError(f"The server takes images, and this model was fitted on {kind}.")
+        if self.parts is not None and self.parts.is_multilabel:
+            raise InputError("The server answers with one label per image, and this model predicts several.")
         if self.parts is None and hasattr(self.model, "__sklearn_tags__"):
             check_is_fitted(self.model)
         self._steps, self._last = _after_embeddings(self.parts) if self.parts else (None, None)

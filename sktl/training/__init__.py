@@ -3,8 +3,16 @@
 from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
 from sktl.training.checkpoint import Checkpoint, describe_fit
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
-from sktl.training.head import fit_linear_head, fit_ridge_head, head_outputs, pack_head, unpack_head
+from sktl.training.head import (
+    fit_linear_head,
+    fit_multilabel_head,
+    fit_ridge_head,
+    head_outputs,
+    pack_head,
+    unpack_head,
+)
 from sktl.training.loop import train
+from sktl.training.losses import MultilabelLoss
 from sktl.training.net import make_net
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.new_heads import make_head, train_head, zero_linear
@@ -19,6 +27,7 @@ __all__ = [
     "EmbeddingRows",
     "EpochReport",
     "EpochTasks",
+    "MultilabelLoss",
     "Network",
     "Passes",
     "Peers",
@@ -34,6 +43,7 @@ __all__ = [
     "describe_rows",
     "find_learning_rate",
     "fit_linear_head",
+    "fit_multilabel_head",
     "fit_ridge_head",
     "head_alone",
     "head_outputs",

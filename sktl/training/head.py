@@ -48,6 +48,53 @@ def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C
     return float(np.average(losses, weights=targets.loss_weight))
 
 
+def fit_multilabel_head(
+    head: nn.Linear, embeddings: np.ndarray, targets: Targets, C: float, label_weight: np.ndarray | None = None
+) -> float:
+    """Fit a logistic regression for each label on scaled embeddings, and write them into a linear layer.
+
+    A label that all rows have, or none, is predicted with the same probability for every image: Jeffreys' estimate of
+    it, ``(having + 1/2) / (rows + 1)``.
+
+    Parameters
+    ----------
+    head : nn.Linear
+        Maps ``width`` values to one output per label; changed in place.
+    embeddings : ndarray of shape (n, width)
+        One row per image.
+    targets : Targets
+        0 and 1, of shape (n, n_labels).
+    C : float
+        As in :func:`fit_linear_head`.
+    label_weight : ndarray of shape (n_labels, 2), default=None
+        How much a row counts that has not the label, and one that has it.
+
+    Returns
+    -------
+    loss : float
+        Weighted mean of the binary cross-entropies on the data.
+    """
+    scaled, mean, scale = _standardised(embeddings, targets.weight)
+    has = targets.values.astype(int)
+    weight = np.tile(targets.weight[:, None], has.shape[1])
+    if label_weight is not None:
+        weight = weight * np.where(has, label_weight[:, 1], label_weight[:, 0])
+    labels = [_fit_label(scaled, *columns, C) for columns in zip(has.T, weight.T, strict=True)]
+    coef, intercept = np.stack([label[0] for label in labels]), np.array([label[1] for label in labels])
+    _write(head, coef / scale, intercept, mean)
+    scores = scaled @ coef.T + intercept
+    losses = np.logaddexp(0, np.where(has, -scores, scores))  # of the sigmoid, and never the logarithm of 0
+    return float((losses * weight).mean(axis=1).sum() / targets.weight.sum())
+
+
+def _fit_label(scaled: np.ndarray, has: np.ndarray, weight: np.ndarray, C: float) -> tuple[np.ndarray, float]:
+    having, without = weight[has == 1].sum(), weight[has == 0].sum()
+    if not having or not without:
+        return np.zeros(scaled.shape[1]), float(np.log((having + 0.5) / (without + 0.5)))
+    model = LogisticRegression(C=C, tol=1e-5, max_iter=1000).fit(scaled, has, sample_weight=weight)
+    return model.coef_[0], float(model.intercept_[0])
+
+
 def fit_ridge_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C: float) -> float:
     """Fit a ridge regression on scaled embeddings, in closed form, and write it into a linear layer.
 

@@ -14,6 +14,7 @@ from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
+from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
 from sktl.training.network import Network
 from sktl.training.parts import Parts
@@ -153,8 +154,7 @@ class TransferNet(NeuralNet):
         def loss_for(prefix: str) -> torch.Tensor:
             weight = y_true[f"{prefix}weight"].to(y_pred.device)
             losses = self.criterion_(y_pred, y_true[f"{prefix}target"].to(y_pred.device))
-            losses = losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses  # of several outputs
-            loss = (losses * weight).mean()
+            loss = (per_row(losses) * weight).mean()
             if not training:
                 return loss
             batch = Batch(X, y_true[f"{prefix}row"], weight, embeddings)
@@ -240,7 +240,7 @@ def make_net(
     n_parts: int = 1,
     mixup: float = 0.0,
     cutmix: float = 0.0,
-    label_smoothing: float = 0.0,
+    criterion_params: dict[str, Any] | None = None,
     ema_decay: float | None = None,
     device: torch.device,
     verbose: int = 0,
@@ -265,8 +265,8 @@ def make_net(
         Into how many parts a step is split, to save memory.
     mixup, cutmix : float, default=0.0
         See :class:`~sktl.training.mixing.Mixing`.
-    label_smoothing : float, default=0.0
-        Share of each target that is spread over all classes.
+    criterion_params : dict, default=None
+        Of the loss.
     ema_decay : float, default=None
         See :class:`~sktl.training.averaging.Averaging`.
     device : torch.device
@@ -294,7 +294,7 @@ def make_net(
         "n_parts": n_parts,
         "mixing": Mixing(mixup, cutmix) if mixup or cutmix else None,
         "averaging": None if ema_decay is None else Averaging(ema_decay),
-        **({"criterion__label_smoothing": label_smoothing} if label_smoothing else {}),
+        **{f"criterion__{name}": value for name, value in (criterion_params or {}).items()},
         "iterator_train": batches,
         "iterator_valid": batches,
         "train_split": None,

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sktl._random import private_torch_rng
 from sktl.training.data import Targets
+from sktl.training.losses import per_row
 
 N_HIDDEN = 256
 _BATCH_SIZE = 32
@@ -79,7 +80,14 @@ def make_head(head: str | nn.Module, width: int, n_outputs: int, seed: int) -> n
 
 
 def train_head(
-    head: nn.Module, embeddings: np.ndarray, targets: Targets, *, dropout: float, weight_decay: float, seed: int
+    head: nn.Module,
+    embeddings: np.ndarray,
+    targets: Targets,
+    criterion: nn.Module,
+    *,
+    dropout: float,
+    weight_decay: float,
+    seed: int,
 ) -> float:
     """Fit a head on embeddings by gradient steps (AdamW, learning rate in one cosine); its weights are the start.
 
@@ -93,7 +101,9 @@ def train_head(
     embeddings : ndarray of shape (n, width)
         One row per image.
     targets : Targets
-        Class indices.
+        What the head should say.
+    criterion : nn.Module
+        Takes outputs and targets; without a reduction.
     dropout : float
         Share of the embedding's values that a step does not see.
     weight_decay : float
@@ -104,7 +114,7 @@ def train_head(
     Returns
     -------
     loss : float
-        Weighted mean cross-entropy on the data.
+        Weighted mean on the data.
     """
     inputs = torch.from_numpy(embeddings.astype(np.float32))
     mean, scale = _scaling(inputs, targets.weight) if isinstance(head, MLPHead) else (torch.zeros(1), torch.ones(1))
@@ -113,17 +123,17 @@ def train_head(
     weight = torch.as_tensor(targets.loss_weight / targets.loss_weight.mean(), dtype=torch.float32)
     with private_torch_rng(seed):
         head.train()
-        _run_steps(head, inputs, values, weight, dropout, weight_decay)
+        _run_steps(head, inputs, values, weight, criterion, dropout, weight_decay)
         head.eval()
     with torch.no_grad():
-        losses = functional.cross_entropy(head(inputs), values, reduction="none")
+        losses = per_row(criterion(head(inputs), values))
         if isinstance(head, MLPHead):
             head[0].weight.div_(scale)
             head[0].bias.sub_(head[0].weight @ mean)
     return float((losses * weight).mean())
 
 
-def _run_steps(head: nn.Module, inputs, values, weight, dropout: float, weight_decay: float) -> None:
+def _run_steps(head: nn.Module, inputs, values, weight, criterion, dropout: float, weight_decay: float) -> None:
     n_batches = -(-len(inputs) // _BATCH_SIZE)
     n_epochs = min(max(_STEPS // n_batches, _EPOCHS[0]), _EPOCHS[1])
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
@@ -134,7 +144,7 @@ def _run_steps(head: nn.Module, inputs, values, weight, dropout: float, weight_d
     for _ in range(n_epochs):
         for rows in torch.tensor_split(torch.randperm(len(inputs)), n_batches):
             outputs = head(functional.dropout(inputs[rows], dropout))
-            loss = (functional.cross_entropy(outputs, values[rows], reduction="none") * weight[rows]).mean()
+            loss = (per_row(criterion(outputs, values[rows])) * weight[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -318,3 +318,14 @@ class TestOnnxModel:
         onnx.helper.set_model_props(graph, {key: value for key, value in facts.items() if value is not None})
         with pytest.raises(ExportError, match=message):
             OnnxModel(graph.SerializeToString())
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "lp_ft"])
+def test_labels_in_columns(strategy, shapes, tmp_path):
+    X, y = shapes
+    Y = np.stack([y == label for label in np.unique(y)], axis=1).astype(int)
+    model = classify(strategy).fit(X, Y)
+    graph = OnnxModel(export_onnx(model, tmp_path / "labels.onnx"))
+    assert graph.multilabel_
+    np.testing.assert_allclose(graph.predict_proba(X), model.predict_proba(X), atol=1e-4)
+    np.testing.assert_array_equal(graph.predict(X), graph.predict_proba(X) > 0.5)

@@ -1,0 +1,45 @@
+"""Losses that torch does not have as they are needed here."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class MultilabelLoss(nn.Module):
+    """The binary cross-entropy of each label by itself.
+
+    Parameters
+    ----------
+    label_weight : tensor of shape (n_labels, 2), default=None
+        How much a row counts that has not the label, and one that has it.
+    label_smoothing : float, default=0.0
+        Share of each target that goes half to yes and half to no.
+    reduction : {"none", "mean"}, default="mean"
+        What is returned: the losses, or their mean.
+    """
+
+    def __init__(self, label_weight: torch.Tensor | None = None, label_smoothing: float = 0.0, reduction: str = "mean"):
+        super().__init__()
+        self.register_buffer("label_weight", label_weight)
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Compare outputs with targets of 0 and 1, both of shape (n, n_labels)."""
+        wanted = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        if self.label_weight is not None:
+            without, having = self.label_weight.T
+            losses = losses * torch.where(targets > 0.5, having, without)
+        return losses if self.reduction == "none" else losses.mean()
+
+
+def per_row(losses: torch.Tensor) -> torch.Tensor:
+    """Return one loss per row: the mean over its outputs, where there are several.
+
+    Parameters
+    ----------
+    losses : tensor of shape (n, ...)
+        Of a criterion with ``reduction="none"``.
+    """
+    return losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses
