@@ -67,6 +67,10 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a step of training. It says nothing where the
         head is solved for.
+    drop_path : float, default=0.0
+        Stochastic depth: how often a step of training leaves out the last block of the backbone for an image; earlier
+        blocks less often, frozen ones never. For architectures of timm's that have it, and strategies that train the
+        backbone.
     class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, as scikit-learn's classifiers take them. Where y has a column for each label, a list of
         one dict per label with keys 0 and 1; "balanced" then weighs each label by itself.
@@ -226,6 +230,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         weight_decay=0.01,
         head="linear",
         dropout=0.0,
+        drop_path=0.0,
         class_weight=None,
         early_stopping="auto",
         validation_fraction=0.1,
@@ -267,6 +272,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
             weight_decay=weight_decay,
             head=head,
             dropout=dropout,
+            drop_path=drop_path,
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,

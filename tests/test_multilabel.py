@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -131,7 +132,9 @@ def test_models_as_head(rows, head):
 
 def test_module_as_head(rows):
     X, Y = rows
-    head = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))
     model = make_model("feature_extraction", head=head).fit(X, Y)
     assert roc_auc_score(Y, model.predict_proba(X)) > 0.8
 

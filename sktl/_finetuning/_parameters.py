@@ -19,6 +19,7 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "weight_decay": [Interval(Real, 0, None, closed="left")],
     "head": [StrOptions({"linear", "mlp"}), nn.Module, HasMethods(["fit", "predict"])],
     "dropout": [Interval(Real, 0, 1, closed="left")],
+    "drop_path": [Interval(Real, 0, 1, closed="left")],
     "early_stopping": ["boolean", StrOptions({"auto"})],
     "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
     "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -62,6 +63,7 @@ class TrainingParameters(ImageEstimator):
         weight_decay=0.01,
         head="linear",
         dropout=0.0,
+        drop_path=0.0,
         early_stopping="auto",
         validation_fraction=0.1,
         n_iter_no_change=5,
@@ -100,6 +102,7 @@ class TrainingParameters(ImageEstimator):
         self.weight_decay = weight_decay
         self.head = head
         self.dropout = dropout
+        self.drop_path = drop_path
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import RLock
@@ -253,8 +254,23 @@ def module_recipe(module: nn.Module) -> dict[str, Any]:
     return {"kind": "module", "skeleton": skeleton}
 
 
-def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
-    """Build the module that a recipe describes: a named one at a random start, a user's own with zero weights."""
+def build_from_recipe(recipe: dict[str, Any], drop_path: float = 0.0) -> nn.Module:
+    """Build the module that a recipe describes: a named one at a random start, a user's own with zero weights.
+
+    Parameters
+    ----------
+    recipe : dict
+        Of a :class:`Backbone`.
+    drop_path : float, default=0.0
+        Rate of stochastic depth in the last block, from which it falls to 0 towards the input.
+
+    Raises
+    ------
+    BackboneError
+        If there is to be stochastic depth, and the architecture has none.
+    """
+    if drop_path:
+        return _with_drop_path(recipe, drop_path)
     if recipe["kind"] == "text":
         return build_text_encoder(recipe)
     if recipe["kind"] == "module":
@@ -264,6 +280,22 @@ def build_from_recipe(recipe: dict[str, Any]) -> nn.Module:
     import timm
 
     return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+
+
+def _with_drop_path(recipe: dict[str, Any], rate: float) -> nn.Module:
+    import timm
+
+    if recipe["kind"] == "timm":
+        kwargs = {**recipe["kwargs"], "drop_path_rate": rate}
+        with suppress(TypeError):  # of architectures that take no such argument
+            module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **kwargs)
+            if any(isinstance(part, timm.layers.DropPath) and part.drop_prob for part in module.modules()):
+                return module
+    raise BackboneError(
+        "drop_path= needs an architecture of timm's with stochastic depth, such as resnet50, efficientnet_b0, "
+        "convnext_tiny or vit_small_patch16_224, and this backbone has none: set drop_path=0. A module of your own "
+        "brings what it was built with."
+    )
 
 
 def _module_with_weights(recipe: dict[str, Any], weights: dict[str, torch.Tensor]) -> nn.Module:

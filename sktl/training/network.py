@@ -109,6 +109,7 @@ def build_network(
     *,
     goes_on: bool = False,
     dropout: float = 0.0,
+    drop_path: float = 0.0,
 ) -> Network:
     """Copy a backbone, put a head on it, and let the strategy choose what is trained.
 
@@ -128,6 +129,8 @@ def build_network(
         Whether training goes on from the backbone's weights, whatever the strategy starts from otherwise.
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a training step.
+    drop_path : float, default=0.0
+        Rate of stochastic depth, where the strategy trains the backbone.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def build_network(
     if not strategy.trains_backbone:
         return assemble(backbone.module, backbone, head, strategy.updates_batch_norm, dropout).eval()
     with private_torch_rng(seed):
-        module = build_from_recipe(backbone.recipe)
+        module = build_from_recipe(backbone.recipe, drop_path)
         if strategy.starts_pretrained or goes_on:
             module.load_state_dict(backbone.module.state_dict())
         elif backbone.recipe["kind"] == "module":
