@@ -132,9 +132,12 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         Run in the training loop after sktl's own.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
-    persist : {"embed", "reference"}, default="embed"
-        What a stored estimator holds of the network: all weights, or the name and SHA-256 of the public ones that it
-        started from, which have to be found where it is loaded, and what training changed of them.
+    persist : {"embed", "embed_all", "reference"}, default="embed"
+        What a pickle or a file of the fitted estimator holds of the network: all the weights that ``predict`` needs;
+        besides, the classifier that the network was published with, for ``predict_original``; or the name and the
+        SHA-256 of the public weights that it started from, and what training changed of them. What is not stored has
+        to be found, or fetched, where it is loaded and asked for. An original classifier that was trained along, or
+        whose network has no name, is always stored.
     verbose : int, default=0
         From 1 on, training prints a line per epoch.
 

@@ -6,9 +6,11 @@ embetter pipeline where that is installed::
 
     python docs/benchmarks/persistence.py --backbones resnet50 mobilenetv2_100
     python docs/benchmarks/persistence.py --ways vit_small_patch16_224
+    python docs/benchmarks/persistence.py --classifiers resnet50 mobilenetv2_100=WEIGHTS.safetensors
 
 The second command fits a classifier in several ways instead, and shows how little of it has to be stored where the
-public weights are named (``persist="reference"``).
+public weights are named (``persist="reference"``). The third compares what classifiers take in every form with the
+bytes of the weights in it: a network that came with an original classifier, and the new head.
 
 Weights are random: sizes and times do not depend on them. Each time is the least of several; "ready" is reading until
 the network is there, which sktl builds when it is first used.
@@ -154,15 +156,55 @@ def show_ways(architecture):
             print(f"{architecture:24s} {name:30s} {size:12,d} bytes {100 * size / full:8.2f} %", flush=True)
 
 
+def published(architecture, folder):
+    """Write a network with its classifier, as networks are published; returns the file."""
+    path = Path(folder, f"{architecture}.safetensors")
+    safetensors.torch.save_file(timm.create_model(architecture).state_dict(), path)
+    return path
+
+
+def bytes_of_weights(model):
+    """Return the bytes of the weights that a classifier needs: network, head, and the old head where it was trained."""
+    modules = [model.backbone_.module, model.net_.module_.head]
+    if model.strategy_.needs_original_head:
+        modules.append(model._original.module)
+    return sum(value.numel() * value.element_size() for module in modules for value in module.state_dict().values())
+
+
+def show_classifiers(networks):
+    """Print the bytes of stored classifiers in every form, and what they are over those of the weights in them."""
+    import cloudpickle
+
+    X, y = pictures()
+    strategies = ["feature_extraction", "fine_tuning", "lwf", *(["lora"] if importlib.util.find_spec("peft") else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture, _, weights in (network.partition("=") for network in networks):
+            settings = {"weights": weights or published(architecture, folder), "image_size": 64, "max_epochs": 1}
+            for strategy in strategies:
+                model = sktl.FineTuneClassifier(architecture, strategy, batch_size=8, random_state=0, **settings)
+                of_weights = bytes_of_weights(model.fit(X, y))
+                path = Path(folder, "model")
+                sizes = {"pickle": len(pickle.dumps(model)), "cloudpickle": len(cloudpickle.dumps(model))}
+                joblib.dump(model, path)
+                sizes["joblib"] = path.stat().st_size
+                sktl.save(model, path)
+                sizes["sktl.save"] = path.stat().st_size
+                row = "  ".join(f"{form} {size:,d} = {size / of_weights:.4f}" for form, size in sizes.items())
+                print(f"{architecture} {strategy}: weights {of_weights:,d} bytes; {row}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenetv2_100"], help="timm names")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default: 5)")
     parser.add_argument("--ways", metavar="NETWORK", help="sizes by way of transfer, of this timm network")
+    parser.add_argument("--classifiers", nargs="+", metavar="NETWORK[=WEIGHTS]", help="sizes over those of the weights")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.ways:
         return show_ways(options.ways)
+    if options.classifiers:
+        return show_classifiers(options.classifiers)
     print(f"{'network':18s} {'form':36s} {'MB':>8s} {'write ms':>9s} {'read ms':>9s} {'ready ms':>9s}")
     for architecture in options.backbones:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from sklearn.utils.validation import _check_y, check_consistent_length, check_is
 from torch import nn
 
 from sktl._finetuning._parameters import TrainingParameters
-from sktl.backbones import Backbone, OriginalHead
+from sktl.backbones import Backbone, OriginalHead, ReferredHead, class_names, refer_head
 from sktl.exceptions import BackboneError, StrategyError
 from sktl.training import Targets, fit_linear_head, head_outputs, pack_head, unpack_head
 
@@ -23,11 +23,18 @@ class OriginalTask(TrainingParameters):
 
     Attributes
     ----------
-    _original : OriginalHead or None
+    _original : OriginalHead, ReferredHead or None
         The old task's head, as it is after ``fit``.
     """
 
-    _original: OriginalHead | None = None
+    _original: OriginalHead | ReferredHead | None = None
+
+    @property
+    def original_classes_(self) -> np.ndarray:
+        """Labels of the old task; there is no such attribute if the backbone brought no classifier."""
+        if self._original is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'original_classes_'")
+        return self._original.classes
 
     def _open_original_data(self, backbone: Backbone) -> tuple[Backbone, Callable | None]:
         """Return the backbone with a head for the old rows that the strategy brings, and what draws from these."""
@@ -63,9 +70,6 @@ class OriginalTask(TrainingParameters):
         """Remember the old head: the one that training changed, or the one that the backbone brought."""
         head = backbone.original_head
         self._original = OriginalHead.from_module(trained, head.classes) if trained is not None else head
-        self.__dict__.pop("original_classes_", None)
-        if self._original is not None:
-            self.original_classes_ = self._original.classes
 
     def _own_backbone(self) -> Backbone:
         """Return the backbone as it is after ``fit``, with the old head as it is: what a further fit starts from."""
@@ -154,14 +158,24 @@ class OriginalTask(TrainingParameters):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         if state.get("_original") is not None:
-            state["_original"] = {"head": pack_head(self._original.module), "classes": self._original.classes}
+            state["_original"] = self._packed_original(state["_original"])
         return state
+
+    def _packed_original(self, head: OriginalHead | ReferredHead) -> dict[str, Any]:
+        """Return what a pickle or a file holds of the head: its name, unless it was trained, has none, or is wanted."""
+        named = None if self.persist == "embed_all" else refer_head(head)
+        if named is not None:
+            return named.state()
+        packed, usual = {"head": pack_head(head.module)}, class_names(len(head.classes))
+        if head.classes.dtype == usual.dtype and np.array_equal(head.classes, usual):
+            return {**packed, "n_classes": len(usual)}
+        return {**packed, "classes": head.classes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
+        state.pop("original_classes_", None)  # up to version 0.1 an attribute of its own
         if state.get("_original") is not None:
-            packed = state["_original"]
-            state["_original"] = OriginalHead(unpack_head(packed["head"]).requires_grad_(False), packed["classes"])
+            state["_original"] = _unpacked_original(state["_original"])
         super().__setstate__(state)
 
     def _as_backbone(self) -> Backbone:
@@ -173,6 +187,13 @@ class OriginalTask(TrainingParameters):
         if not hasattr(self, "classes_") or not hasattr(self, "net_") or self._is_multilabel:
             return backbone.with_original_head(None)
         return backbone.with_original_head(OriginalHead.from_module(self.net_.module_.head, self.classes_))
+
+
+def _unpacked_original(packed: dict[str, Any]) -> OriginalHead | ReferredHead:
+    if "head" not in packed:
+        return ReferredHead.from_state(packed)
+    classes = packed["classes"] if "classes" in packed else class_names(packed["n_classes"])
+    return OriginalHead(unpack_head(packed["head"]).requires_grad_(False), classes)
 
 
 def column_numbers(y: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:

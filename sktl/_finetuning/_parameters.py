@@ -32,6 +32,7 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "cutmix": [Interval(Real, 0, None, closed="left")],
     "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
     "amp": ["boolean", StrOptions({"auto"})],
+    "persist": [StrOptions({"embed", "embed_all", "reference"})],
     "gradient_accumulation": [Interval(Integral, 1, None, closed="left")],
     "checkpoint": [str, os.PathLike, None],
     "callbacks": [list, None],

@@ -11,8 +11,8 @@ from sktl.backbones._backbone import (
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import adapt_backbone, input_kind, list_backbones, load_backbone
-from sktl.backbones._original import OriginalHead
-from sktl.backbones._reference import add_low_rank, check_referable, refer
+from sktl.backbones._original import OriginalHead, class_names
+from sktl.backbones._reference import ReferredHead, add_low_rank, check_referable, refer, refer_head
 from sktl.backbones._stored import WeightsShelf, current_shelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
 from sktl.backbones._views import POOLINGS, FeatureView, make_view
@@ -23,11 +23,13 @@ __all__ = [
     "Backbone",
     "FeatureView",
     "OriginalHead",
+    "ReferredHead",
     "WeightsShelf",
     "adapt_backbone",
     "add_low_rank",
     "build_from_recipe",
     "check_referable",
+    "class_names",
     "current_shelf",
     "fingerprint",
     "input_kind",
@@ -38,6 +40,7 @@ __all__ = [
     "pack_module",
     "pack_tensors",
     "refer",
+    "refer_head",
     "reset_parameters",
     "shareless_state",
     "takes_texts",

@@ -1,6 +1,7 @@
 """From what a user writes as ``backbone=`` to a :class:`Backbone`."""
 
 import copy
+import dataclasses
 import difflib
 import os
 from collections import OrderedDict
@@ -94,7 +95,9 @@ def load_backbone(
         return _from_name(backbone, weights, overrides)
     identity = source_identity(backbone) if kind == "texts" else None
     key = (backbone, identity, _weights_identity(weights), repr(sorted(plain_data_config(overrides).items())))
-    return _shared.get(key, lambda: _from_name(backbone, weights, overrides))
+    source = {"backbone": backbone, "weights": weights, "data_config": data_config and dict(data_config)}
+    source["image_size"] = image_size
+    return _shared.get(key, lambda: _with_source(_from_name(backbone, weights, overrides), source))
 
 
 def input_kind(backbone: str | nn.Module) -> str:
@@ -195,6 +198,13 @@ def _weights_identity(weights: str | os.PathLike | None) -> object:
         return weights
     status = os.stat(weights)
     return os.path.realpath(weights), status.st_mtime_ns, status.st_size
+
+
+def _with_source(backbone: Backbone, source: dict[str, Any]) -> Backbone:
+    """Let the head of the old task know where it comes from."""
+    if backbone.original_head is None:
+        return backbone
+    return backbone.with_original_head(dataclasses.replace(backbone.original_head, source=source))
 
 
 def _from_name(name: str, weights: Weights, overrides: dict[str, Any]) -> Backbone:

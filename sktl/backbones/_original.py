@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,14 @@ class OriginalHead:
         Maps embeddings of shape (n, width) to scores of shape (n, n_classes); frozen and shared, copy it to train it.
     classes : ndarray of shape (n_classes,)
         The old task's labels where they are known, else column numbers.
+    source : dict or None
+        Arguments of :func:`~sktl.backbones.load_backbone` by which this very head is found again; None if it was
+        trained, or its network has no name.
     """
 
     module: nn.Module
     classes: np.ndarray
+    source: dict[str, Any] | None = None
 
     @classmethod
     def from_module(cls, module: nn.Module, classes: np.ndarray) -> "OriginalHead":
@@ -59,10 +64,10 @@ def cut_off_head(network: nn.Module, backbone: nn.Module, input_size: list[int])
         found = classifier(embedding)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         return None
-    return OriginalHead.from_module(classifier, _class_names(classifier.out_features))
+    return OriginalHead.from_module(classifier, class_names(classifier.out_features))
 
 
-def _class_names(n_classes: int) -> np.ndarray:
+def class_names(n_classes: int) -> np.ndarray:
     """Return the names of ImageNet's classes where timm knows a set of that size, else column numbers."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 

@@ -1,15 +1,20 @@
 """Weights that are named rather than kept: those of a public network, and what training changed of them."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from torch import nn
 
 from sktl.backbones._bundled import name_meant_once, versioned_name
 from sktl.backbones._load import load_backbone
+from sktl.backbones._original import OriginalHead, class_names
 from sktl.backbones._stored import current_shelf, pack_tensors, unpack_tensors
 from sktl.exceptions import BackboneError, UntrustedTypeError, WeightsMismatchError, WeightsNotFoundError
 
@@ -62,16 +67,13 @@ class ReferredWeights:
         self.low_rank = low_rank
 
     def __getstate__(self) -> dict[str, Any]:
-        source = dict(self.source)
-        if current_shelf() is not None and source["weights"] != "pretrained":
-            source["weights"] = os.path.basename(source["weights"])  # a file does not tell where it was made
         matrices = {
             f"{name}:{side}": matrix
             for name, pair in self.low_rank.items()
             for side, matrix in zip(("left", "right"), pair, strict=True)
         }
         packed = {"changed": _pack(self.changed), "low_rank": _pack(matrices)}
-        return {"source": source, "sha256": self.sha256, **packed}
+        return {"source": _shown_source(self.source), "sha256": self.sha256, **packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         matrices = unpack_tensors(state["low_rank"])
@@ -89,7 +91,7 @@ class ReferredWeights:
         WeightsMismatchError
             If they are others.
         """
-        source = self._checked_source()
+        source = _checked_source(self.source)
         try:
             start = load_backbone(**source).module.state_dict()
         except BackboneError as error:
@@ -107,26 +109,119 @@ class ReferredWeights:
         added = {name: add_low_rank(start[name], *pair) for name, pair in self.low_rank.items()}
         return {**start, **self.changed, **added}
 
-    def _checked_source(self) -> dict[str, Any]:
-        """Return where the weights are; a file may name only what the caller gives or trusts, and published ones."""
-        shelf, source = current_shelf(), dict(self.source)
-        source["backbone"] = name_meant_once(source["backbone"])
-        if shelf is None:
-            return source
-        if source["weights"] != "pretrained":
-            if shelf.weights is None:
-                raise WeightsNotFoundError(
-                    f"it refers to the weights {source['weights']!r} of {source['backbone']!r}; give that file as "
-                    "weights= to sktl.load."
-                )
-            source["weights"] = shelf.weights
-        if ":" in source["backbone"] and not shelf.is_trusted(source["backbone"]):
-            raise UntrustedTypeError(
-                f"it refers to the network {source['backbone']!r}, which is looked up elsewhere; if you trust that "
-                "place, add it to the list trusted=.",
-                [source["backbone"]],
+
+class ReferredHead:
+    """The head of an old task by the name of the network that it belongs to; looked up when it is first asked for.
+
+    Parameters
+    ----------
+    source : dict
+        Arguments of :func:`~sktl.backbones.load_backbone`.
+    sha256 : str
+        Of its weights.
+    n_classes : int
+        How many scores it gives.
+    """
+
+    def __init__(self, source: dict[str, Any], sha256: str, n_classes: int):
+        self.source, self.sha256, self.n_classes = source, sha256, n_classes
+        self._refusal: BackboneError | UntrustedTypeError | None = None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "ReferredHead":
+        """Return the head that a pickle or a file names; what forbids looking it up is said when it is asked for."""
+        head = cls(state["source"], state["sha256"], state["n_classes"])
+        try:
+            head.source = _checked_source(head.source)
+        except (WeightsNotFoundError, UntrustedTypeError) as error:
+            head._refusal = error
+        return head
+
+    def state(self) -> dict[str, Any]:
+        """Return what a pickle or a file holds of it."""
+        return {"source": _shown_source(self.source), "sha256": self.sha256, "n_classes": self.n_classes}
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The labels of the old task."""
+        return class_names(self.n_classes)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The head itself.
+
+        Raises
+        ------
+        WeightsNotFoundError
+            If it is out of reach.
+        WeightsMismatchError
+            If what is found is another one.
+        UntrustedTypeError
+            If the file that names it was loaded without trust in the place where it is.
+        """
+        return _heads.get(self.sha256) or self._found()
+
+    def _found(self) -> nn.Module:
+        asked = (
+            f"The original classifier of {self.source['backbone']!r} is no part of this stored model: it is looked up "
+            "where the network was published (fit with persist='embed_all' to have it stored)"
+        )
+        if self._refusal is not None:
+            refusal = copy.copy(self._refusal)
+            refusal.args = (f"{asked}, but {self._refusal}",)
+            raise refusal
+        try:
+            head = load_backbone(**self.source).original_head
+        except BackboneError as error:
+            raise WeightsNotFoundError(f"{asked}, and was not found: {error}") from error
+        found = None if head is None else digest_of(head.module.state_dict())
+        if found != self.sha256:
+            raise WeightsMismatchError(
+                f"{asked}, but what was found (weights={self.source['weights']!r}) is another one: its SHA-256 is "
+                f"{found}, not {self.sha256}."
             )
+        return head.module
+
+
+def refer_head(head: OriginalHead | ReferredHead) -> ReferredHead | None:
+    """Name the head of an old task instead of keeping it; None if it has no name."""
+    if isinstance(head, ReferredHead) or head.source is None:
+        return head if isinstance(head, ReferredHead) else None
+    digest = digest_of(head.module.state_dict())
+    _heads[digest] = head.module
+    return ReferredHead(head.source, digest, len(head.classes))
+
+
+_heads: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # by SHA-256, while in use
+
+
+def _checked_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where weights are; a file may name only what the caller gives or trusts, and published ones."""
+    shelf, source = current_shelf(), dict(source)
+    source["backbone"] = name_meant_once(source["backbone"])
+    if shelf is None:
         return source
+    if source["weights"] != "pretrained":
+        if shelf.weights is None:
+            raise WeightsNotFoundError(
+                f"it refers to the weights {source['weights']!r} of {source['backbone']!r}; give that file as "
+                "weights= to sktl.load."
+            )
+        source["weights"] = shelf.weights
+    if ":" in source["backbone"] and not shelf.is_trusted(source["backbone"]):
+        raise UntrustedTypeError(
+            f"it refers to the network {source['backbone']!r}, which is looked up elsewhere; if you trust that "
+            "place, add it to the list trusted=.",
+            [source["backbone"]],
+        )
+    return source
+
+
+def _shown_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source as a pickle holds it, or as a file does, which does not tell where it was made."""
+    if current_shelf() is None or source["weights"] == "pretrained":
+        return dict(source)
+    return {**source, "weights": os.path.basename(source["weights"])}
 
 
 def check_referable(backbone: Any, weights: Any) -> None:
