@@ -22,13 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import joblib
 import numpy as np
 from embedding_speed import write_photos
+from http_load import load, post_request
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -36,6 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from sktl import PretrainedFeatureTransformer
 
 BOUNDARY = "sktl-load"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 def form_of(name, content):
@@ -46,33 +48,9 @@ def form_of(name, content):
 
 def post(connection, body):
     """Send a form; returns status and content of the answer."""
-    connection.request("POST", "/predict", body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
+    connection.request("POST", "/predict", body, {"Content-Type": FORM})
     answer = connection.getresponse()
     return answer.status, answer.read()
-
-
-def load_from_clients(url, bodies, n_clients, n_requests):
-    """Let clients ask at the same time, each again as soon as it has its answer; returns seconds and statuses."""
-    address = urlsplit(url)
-    counts = np.full(n_clients, n_requests // n_clients)
-    counts[: n_requests % n_clients] += 1
-
-    def ask(client):
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=120)
-        seconds, statuses = [], Counter()
-        for number in range(counts[client]):
-            started = time.perf_counter()
-            status, _ = post(connection, bodies[(client + number * n_clients) % len(bodies)])
-            seconds.append(time.perf_counter() - started)
-            statuses[status] += 1
-        connection.close()
-        return seconds, statuses
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(n_clients) as threads:
-        parts = list(threads.map(ask, range(n_clients)))
-    elapsed = time.perf_counter() - started
-    return elapsed, [second for seconds, _ in parts for second in seconds], sum((each for _, each in parts), Counter())
 
 
 def metric(url, name):
@@ -83,6 +61,14 @@ def metric(url, name):
     text = connection.getresponse().read().decode()
     connection.close()
     return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def requests_of(contents, body):
+    """Return what clients send: each picture as a form, or as it is."""
+    if body == "raw":
+        return [post_request("/predict", "image/jpeg", content) for content in contents]
+    forms = [form_of(f"{number}.jpg", content) for number, content in enumerate(contents)]
+    return [post_request("/predict", FORM, form) for form in forms]
 
 
 def fit_model(backbone, paths):
@@ -101,33 +87,59 @@ def start_server(path):
 
 
 def measure(model, url, contents, arguments):
-    """Take turns between offline and served rounds; print rates, waiting times and memory."""
-    bodies = [form_of(f"{number}.jpg", content) for number, content in enumerate(contents)]
-    offline, served, seconds, memory, statuses = [], [], [], [], Counter()
+    """Take turns between offline and served rounds; print rates, waiting times, CPU time and memory."""
+    address = (urlsplit(url).hostname, urlsplit(url).port)
+    share = -(-arguments.requests // arguments.rounds)
+    requests = requests_of(contents, arguments.body)
+    offline, loads, memory, server_cpu = [], [], [], []
     with multiprocessing.get_context("spawn").Pool(1) as clients:
-        clients.apply(load_from_clients, (url, bodies, arguments.clients, 2 * arguments.clients))
+        clients.apply(load, (address, requests, arguments.clients, 2 * arguments.clients))
         model.predict_proba(contents)
-        share = -(-arguments.requests // arguments.rounds)
         for _ in range(arguments.rounds):
-            started = time.perf_counter()
-            model.predict_proba(contents)
-            offline.append(len(contents) / (time.perf_counter() - started))
-            elapsed, waited, found = clients.apply(load_from_clients, (url, bodies, arguments.clients, share))
-            served.append(share / elapsed)
-            seconds += waited
-            statuses += found
+            offline.append(Offline.of(model, contents))
+            used = metric(url, "process_cpu_seconds_total")
+            loads.append(clients.apply(load, (address, requests, arguments.clients, share)))
+            server_cpu.append(metric(url, "process_cpu_seconds_total") - used)
             memory.append(metric(url, "process_resident_memory_bytes") / 2**20)
-    offline_rate, served_rate = statistics.median(offline), statistics.median(served)
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
+    report(offline, loads, server_cpu, share, arguments)
     batch = metric(url, "sktl_batch_images_sum") / metric(url, "sktl_batch_images_count")
+    print(f"images per pass        {batch:8.1f}")
+    print(f"memory after each {share:,} requests, MiB: {', '.join(f'{each:.0f}' for each in memory)}")
+
+
+class Offline(NamedTuple):
+    """A call of ``predict_proba``."""
+
+    rate: float
+    cpu: float
+
+    @classmethod
+    def of(cls, model, contents):
+        """Call it, and say how many pictures a second, and how many CPU seconds for each."""
+        started, used = time.perf_counter(), time.process_time()
+        model.predict_proba(contents)
+        elapsed, used = time.perf_counter() - started, time.process_time() - used
+        return cls(len(contents) / elapsed, used / len(contents))
+
+
+def report(offline, loads, server_cpu, share, arguments):
+    """Print what was measured."""
+    offline_rate = statistics.median(each.rate for each in offline)
+    served_rate = statistics.median(share / each.elapsed for each in loads)
+    p50, p99, most = np.percentile([seconds for each in loads for seconds in each.waited], [50, 99, 100]) * 1000
+    statuses = sum((each.statuses for each in loads), Counter())
+    offline_cpu = statistics.median(each.cpu for each in offline)
+    per_request = [sum(cpu) / share / arguments.rounds for cpu in (server_cpu, [each.cpu for each in loads])]
     print(f"offline, one call      {offline_rate:8.1f} images/s")
     print(
         f"served, {arguments.clients:3} clients    {served_rate:8.1f} images/s, {served_rate / offline_rate:.2f} of it"
     )
-    print(f"waiting                {p50:8.1f} ms median, {p99:.1f} ms p99, {max(seconds) * 1000:.1f} ms at most")
-    print(f"images per pass        {batch:8.1f}")
+    print(f"waiting                {p50:8.1f} ms median, {p99:.1f} ms p99, {most:.1f} ms at most")
+    print(
+        f"CPU time per image     {1000 * offline_cpu:8.2f} ms offline; {1000 * per_request[0]:.2f} ms server, "
+        f"{1000 * per_request[1]:.2f} ms clients"
+    )
     print(f"answers                {json.dumps(dict(statuses))}")
-    print(f"memory after each {share:,} requests, MiB: {', '.join(f'{each:.0f}' for each in memory)}")
 
 
 def post_broken(url, folder):
@@ -151,6 +163,7 @@ def main():
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--body", choices=["form", "raw"], default="form", help="how a picture is sent")
     parser.add_argument("--broken", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -12,21 +12,16 @@ length, and each length has a shape of its own.
 
 import threading
 import time
-import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 
 import numpy as np
-import torch
 
-from sktl.backbones import takes_texts
 from sktl.embedding._batches import Batch, BufferPool, Item, chunks
-from sktl.embedding._threads import limit_openmp
-from sktl.embedding.runtime import get_runner, is_out_of_memory
+from sktl.embedding.passes import NOT_FINITE, Passes
 from sktl.embedding.store import Shelf
-from sktl.exceptions import BadRow, PrecisionWarning
-from sktl.inputs import ImagePreprocessor, RowError, raise_bad_rows
+from sktl.exceptions import BadRow
+from sktl.inputs import RowError, raise_bad_rows
 
 # Rows whose bytes are held at once while the stores are asked for them; two windows are under way.
 _WINDOW = 32
@@ -98,7 +93,7 @@ class Run:
         self.skip_bad, self.stats, self.progress = skip_bad, stats, progress
         stats.digests = [None] * len(rows)
         self.out = np.full((len(rows), view.width), np.nan, dtype=np.float32)
-        self.preprocess = None if takes_texts(view.data_config) else ImagePreprocessor(view.data_config)
+        self.passes = Passes(view, plan)
         self.shelf = None
         self.bad = {}  # index -> reason
         self.first_of = {}  # digest -> index of the first row that has it
@@ -111,13 +106,6 @@ class Run:
         self.group = max(1, min(_GROUP, -(-plan.batch_size // plan.n_threads)))
         self.look_ahead = plan.lanes + 1 + -(-2 * plan.n_threads * self.group // plan.batch_size)
         self.buffers = {}  # rows per pass -> BufferPool
-        config = {} if self.preprocess is None else self.preprocess.config
-        scaling = config.get("mean"), config.get("std")
-        settings = plan.dtype, plan.runtime, *scaling, plan.share
-        self.runners = [get_runner(view, device, *settings) for device in plan.devices]
-        self.idle = SimpleQueue()  # of lanes: a pass takes the one that waits for longest
-        for runner in self.runners * plan.lanes_per_device:
-            self.idle.put(runner)
 
     # The calling thread ---------------------------------------------------------------------------------------------
 
@@ -129,9 +117,7 @@ class Run:
         embeddings : ndarray of shape (n_rows, width), dtype float32
             In the order of the rows.
         """
-        limits = (self.plan.share.threads,) if self.plan.device.type == "cpu" else ()
-        with_limit = limit_openmp if limits else None
-        self.pool = ThreadPoolExecutor(self.plan.n_threads, "sktl-embed", with_limit, limits)
+        self.pool = ThreadPoolExecutor(self.plan.n_threads, "sktl-embed", self.passes.limit_thread)
         try:
             for window in self._windows():
                 self._schedule(self._look_up(self._without_copies(window)))
@@ -172,7 +158,7 @@ class Run:
         if not items or not self.stores:
             return items
         if self.shelf is None:
-            input_config = "model_input" if _is_prepared(items[0].row) else self.preprocess.config
+            input_config = "model_input" if _is_prepared(items[0].row) else self.passes.preprocess.config
             self.shelf = Shelf(self.stores, self.plan.namespace(self.view, input_config))
         known = self._take({item.digest: item.index for item in items})
         missing = [item for item in items if item.digest not in known]
@@ -245,11 +231,8 @@ class Run:
             self.out[index] = self.out[first]
             if first in self.bad:
                 self.bad[index] = self.bad[first]
-        complaints = [runner.complaint for runner in self.runners if runner.complaint]
-        if complaints and self.plan.insists:
-            warnings.warn(complaints[0], PrecisionWarning, stacklevel=4)
-            for runner in self.runners:
-                runner.complaint = None
+        self.passes.warn_of_replacement(stacklevel=4)
+        self.stats.halvings = self.passes.halvings
         self.stats.bad = [
             BadRow(self.rows.position(i), self.rows.label(i), reason) for i, reason in sorted(self.bad.items())
         ]
@@ -291,7 +274,7 @@ class Run:
     def _fill(self, batch, slot):
         row = batch.items[slot].row
         try:
-            batch.fill(slot, row.model_input() if _is_prepared(row) else self.preprocess(row.pixels()))
+            batch.fill(slot, row.model_input() if _is_prepared(row) else self.passes.preprocess(row.pixels()))
         except RowError as error:
             self._fail(batch, slot, str(error))
 
@@ -309,9 +292,13 @@ class Run:
         """
         if not batch.good_slots() or self._is_lost():
             return {}
-        values = self._finite(batch, self._forward(batch.padded(), len(batch.items)))
+        values = self.passes(batch.padded(), len(batch.items))
+        finite = np.isfinite(values).all(axis=1)
         computed = {}
         for slot in batch.good_slots():
+            if not finite[slot]:
+                self._fail(batch, slot, NOT_FINITE)
+                continue
             item = batch.items[slot]
             self.out[item.index] = values[slot]
             computed[item.digest] = values[slot]
@@ -319,50 +306,6 @@ class Run:
             self.stats.computed += len(computed)
             self.stats.batches += 1
         return computed
-
-    def _forward(self, inputs, n_used, exact=False):
-        """Embeddings of the first rows of a batch, in as many passes as memory asks for."""
-        while True:
-            size = min([len(inputs), *(runner.batch_limit for runner in self.runners if runner.batch_limit)])
-            try:
-                parts = [self._pass(inputs[start : start + size], exact) for start in range(0, n_used, size)]
-                return np.concatenate(parts)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise MemoryError(
-                        f"Not even one row of {tuple(inputs.shape[1:])} fits into the memory of "
-                        f"{self.plan.device}: {error}"
-                    ) from error
-            self._halve(size)
-
-    def _pass(self, inputs, exact):
-        runner = self.idle.get()
-        try:
-            output = runner(inputs, exact)
-        finally:
-            self.idle.put(runner)
-        return output.cpu().numpy()  # on a GPU the wait is here, while the next pass is queued
-
-    def _halve(self, size):
-        with self.lock:
-            self.stats.halvings += 1
-            for runner in self.runners:
-                runner.batch_limit = min(runner.batch_limit or size, max(1, size // 2))
-        if self.plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _finite(self, batch, values):
-        """Compute a batch again in float32 if a lower precision overflowed; what is no number then is a bad row."""
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all() and self.plan.dtype != torch.float32:
-            values = np.where(finite[:, None], values, self._forward(batch.padded(), len(values), exact=True))
-            finite = np.isfinite(values).all(axis=1)
-        for slot in batch.good_slots():
-            if not finite[slot]:
-                self._fail(batch, slot, "the backbone gives NaN or infinity for it")
-        return values
 
 
 def _is_prepared(row):

@@ -20,7 +20,8 @@ UPLOAD = {
                         "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
                     },
                 }
-            }
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
@@ -45,10 +46,10 @@ _BAD = {
     ],
 }
 REFUSED: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The form is damaged"},
+    400: {"description": "The form is damaged, or the body empty"},
     408: {"description": "The upload takes too long"},
     413: {"description": "The request holds too many bytes or images"},
-    415: {"description": "The body is no multipart/form-data"},
+    415: {"description": "The body is neither multipart/form-data nor an image"},
     422: _example("Images that cannot be used, each with the reason", _BAD),
     503: {"description": "Too busy, or too slow; try again"},
 }

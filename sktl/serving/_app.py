@@ -112,13 +112,7 @@ class Service:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start the threads, and let them finish what is waiting in the end."""
         await run_in_threadpool(self.model.warm_up)
-        self.batcher = Batcher(
-            self.model.answer_all,
-            self.limits.max_queued_images,
-            pass_size=self.model.pass_size,
-            max_images=self.model.max_images,
-            on_batch=self.metrics.batch.observe,
-        )
+        self.batcher = Batcher(self.model, self.limits.max_queued_images, self.metrics.batch.observe)
         try:
             yield
         finally:
@@ -170,7 +164,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             int, Query(ge=0, le=MAX_SIMILAR, description="How many images of the gallery to find for each.")
         ] = 0,
     ) -> Response:
-        """Send one or many images as files of a form; the names of the fields do not matter.
+        """Send one or many images as files of a form; the names of the fields do not matter. Or one image as it is.
 
         The answer holds, for each image in the order of the files, the label and the probability of every class (or, of
         a regressor, the numbers). If one image cannot be used, none is predicted, and the answer names all such images.

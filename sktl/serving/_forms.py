@@ -1,4 +1,4 @@
-"""Files out of a form, in memory: nothing is written to a disk, which may be full or read-only."""
+"""Files out of the body of a request, in memory: nothing is written to a disk, which may be full or read-only."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,10 @@ class Form:
     def __init__(self, content_type: str):
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data":
-            raise FormError(f"Send the images as files of a form (multipart/form-data), got {content_type!r}.")
+            raise FormError(
+                "Send the images as files of a form (multipart/form-data), or one image as it is (image/jpeg, say); "
+                f"got {content_type!r}."
+            )
         if not options.get(b"boundary"):
             raise FormError("The header of the form, Content-Type, names no boundary.")
         self._delimiter = b"\r\n--" + options[b"boundary"]
@@ -76,6 +79,55 @@ class Form:
         if not parts or not parts[-1].startswith(b"--"):
             raise FormError("The form is not complete: its last boundary is missing.")
         return [_file_of(part) for part in parts[:-1]]
+
+
+class Picture:
+    """A body that is one image, as it is; of which kind, its content tells."""
+
+    def __init__(self):
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the body.
+
+        Parameters
+        ----------
+        data : bytes
+            Of any length.
+        """
+        self._body += data
+
+    def count(self) -> int:
+        """Return how many images there are."""
+        return 1
+
+    def files(self) -> list[Upload]:
+        """Return the image.
+
+        Raises
+        ------
+        FormError
+            If the body is empty.
+        """
+        if not self._body:
+            raise FormError("The body of the request is empty: send an image.")
+        return [Upload("image", bytes(self._body))]
+
+
+def open_body(content_type: str) -> Form | Picture:
+    """Return what takes the body of a request.
+
+    Parameters
+    ----------
+    content_type : str
+        Header of the request.
+
+    Raises
+    ------
+    FormError
+        If it is neither a form nor an image.
+    """
+    return Picture() if content_type.lower().startswith("image/") else Form(content_type)
 
 
 def _file_of(part: bytes) -> Upload:

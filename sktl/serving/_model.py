@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.pipeline import Pipeline
+import torch
+from sklearn import config_context
 from sklearn.utils.validation import check_is_fitted
 
 from sktl._deployment import Parts, innermost, take_apart
-from sktl.embedding import embed
+from sktl.embedding import embed_with_stats
 from sktl.embedding.engine import make_plan
+from sktl.embedding.passes import Passes
 from sktl.exceptions import InputError
-from sktl.inputs import Row, RowError, open_rows
+from sktl.inputs import open_rows
 from sktl.serving._pictures import encode
 
 
@@ -72,8 +74,10 @@ class ServedModel:
     ----------
     pass_size : int
         Images that fill a pass through the network.
-    max_images : int
-        Images that keep all cores busy.
+    n_lanes : int
+        Passes that run side by side.
+    n_threads : int
+        Threads that keep all cores busy.
     """
 
     def __init__(self, model: Any, max_pixels: int):
@@ -91,12 +95,13 @@ class ServedModel:
             raise InputError("The server answers with one label per image, and this model predicts several.")
         if self.parts is None and hasattr(self.model, "__sklearn_tags__"):
             check_is_fitted(self.model)
-        self._steps, self._last = _after_embeddings(self.parts) if self.parts else (None, None)
+        self._steps, self._last = _after_embeddings(self.parts) if self.parts else ([], None)
         self.has_proba = hasattr(self.model, "predict_proba")
         self.classes = _plain(np.asarray(self.model.classes_)) if hasattr(self.model, "classes_") else None
         plan = make_plan(self.parts.view, **self.parts.policy) if self.parts else None
+        self._passes = Passes(self.parts.view, plan) if self.parts else None
         self.pass_size = plan.batch_size if plan else 1
-        self.max_images = plan.batch_size * plan.lanes if plan else 1
+        self.n_lanes, self.n_threads = (plan.lanes, plan.n_threads) if plan else (1, 2)
 
     @property
     def shares_passes(self) -> bool:
@@ -106,58 +111,78 @@ class ServedModel:
     def warm_up(self) -> None:
         """Predict a picture of noise, so that what is made once is made before the first request."""
         pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-        self.answer_all([[encode(pixels, "PNG")]])
+        if self.shares_passes:
+            self.answer(self.run([self._passes.preprocess(pixels)]))
+        else:
+            self.answer_whole([encode(pixels, "PNG")])
 
-    def answer_all(self, requests: Sequence[list[bytes]]) -> list[Answer | BadImages]:
-        """Answer several requests.
+    def limit_thread(self) -> None:
+        """Give the calling thread, one of the server's own, its share of the cores."""
+        if self._passes is not None:
+            self._passes.limit_thread()
+
+    def prepare(self, image: bytes) -> np.ndarray:
+        """Decode an image, and bring it to the network's size.
 
         Parameters
         ----------
-        requests : sequence of list of bytes
-            The encoded images of each.
+        image : bytes
+            Content of a file.
 
         Returns
         -------
-        answers : list
-            One for each request: what the model says, or which of its images cannot be used.
+        pixels : ndarray of uint8 of shape (height, width, 3)
+            For :meth:`run`.
+
+        Raises
+        ------
+        RowError
+            If it cannot be used.
         """
-        if not self.shares_passes:
-            return [self._answer_whole(images) for images in requests]
-        embeddings, reasons = self.embed([image for images in requests for image in images])
-        answers, start = [], 0
-        for images in requests:
-            places = range(start, start + len(images))
-            bad = {place - start: reasons[place] for place in places if place in reasons}
-            answers.append(BadImages(bad) if bad else self._answer(embeddings[places.start : places.stop]))
-            start = places.stop
-        return answers
+        (row,) = open_rows([image], max_pixels=self.max_pixels)
+        return self._passes.preprocess(row.pixels())
 
-    def embed(self, images: Sequence) -> tuple[np.ndarray, dict[int, str]]:
-        """Compute embeddings.
+    def run(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """Compute embeddings in one pass through the network.
 
         Parameters
         ----------
-        images : sequence of bytes or path
-            Encoded images.
+        prepared : sequence of ndarray
+            At most ``pass_size`` of :meth:`prepare`.
 
         Returns
         -------
+        embeddings : ndarray of shape (n, width), float32
+            NaN or infinity where the network gives that.
+        """
+        batch = np.zeros((self.pass_size, *prepared[0].shape), dtype=np.uint8)
+        np.stack(prepared, out=batch[: len(prepared)])
+        return self._passes(torch.from_numpy(batch), len(prepared))
+
+    def answer(self, embeddings: np.ndarray) -> Answer:
+        """Answer a request.
+
+        Parameters
+        ----------
         embeddings : ndarray of shape (n, width)
-            NaN where an image cannot be used.
-        reasons : dict of int to str
-            Why not, by place.
+            Of its images; finite.
         """
-        rows = _RecordedRows(images, self.max_pixels)
-        embeddings = embed(rows, self.parts.view, on_error="nan", **self.parts.policy)
-        bad = np.flatnonzero(np.isnan(embeddings).any(axis=1)).tolist()
-        return embeddings, {place: rows.reason(place) for place in bad}
+        # Looking for NaN, which is not there, would take longer than a linear model does, for each request.
+        with config_context(assume_finite=True):
+            features = embeddings
+            for step in self._steps:
+                features = step.transform(features)
+            proba = self._last.predict_proba(features) if self.has_proba else None
+            return Answer(_plain(self._last.predict(features)), proba, embeddings)
 
-    def _answer(self, embeddings: np.ndarray) -> Answer:
-        features = embeddings if self._steps is None else self._steps.transform(embeddings)
-        proba = self._last.predict_proba(features) if self.has_proba else None
-        return Answer(_plain(self._last.predict(features)), proba, embeddings)
+    def answer_whole(self, images: list[bytes]) -> Answer | BadImages:
+        """Answer a request by a model that cannot be taken apart.
 
-    def _answer_whole(self, images: list[bytes]) -> Answer | BadImages:
+        Parameters
+        ----------
+        images : list of bytes
+            Contents of files.
+        """
         try:
             predictions = _plain(self.model.predict(images))
             return Answer(predictions, self.model.predict_proba(images) if self.has_proba else None, None)
@@ -166,57 +191,32 @@ class ServedModel:
                 raise
             return BadImages({row.index: row.reason for row in error.rows})
 
+    def embed(self, images: Sequence) -> tuple[np.ndarray, dict[int, str]]:
+        """Compute embeddings.
 
-def _after_embeddings(parts: Parts) -> tuple[Pipeline | None, Any]:
-    """Return what transforms embeddings, if anything does, and what predicts from that."""
+        Parameters
+        ----------
+        images : sequence of bytes or path
+            Encoded images; any number.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, width)
+            NaN where an image cannot be used.
+        reasons : dict of int to str
+            Why not, by place.
+        """
+        rows = open_rows(list(images), max_pixels=self.max_pixels)
+        embeddings, stats = embed_with_stats(rows, self.parts.view, on_error="nan", **self.parts.policy)
+        return embeddings, {row.index: row.reason for row in stats.bad}
+
+
+def _after_embeddings(parts: Parts) -> tuple[list, Any]:
+    """Return the steps that transform embeddings, and what predicts from that."""
     if parts.has_head:
-        return None, parts.predictor
+        return [], parts.predictor
     *steps, (_, last) = parts.rest.steps
-    return (Pipeline(steps) if steps else None), last
-
-
-class _RecordedRows:
-    """Rows that remember why one of them cannot be used; the engine marks those by NaN alone."""
-
-    def __init__(self, images: Sequence, max_pixels: int):
-        self._images = images
-        self._rows = open_rows(list(images), max_pixels=max_pixels)
-        self._reasons: dict[Any, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> "_RecordedRow":
-        try:
-            return _RecordedRow(self._rows[index], self, index)
-        except RowError as error:
-            raise self.record(index, error) from error
-
-    def label(self, index: int) -> str:
-        return self._rows.label(index)
-
-    def position(self, index: int) -> int:
-        return self._rows.position(index)
-
-    def record(self, index: int, error: RowError) -> RowError:
-        self._reasons[self._images[index]] = str(error)
-        return error
-
-    def reason(self, index: int) -> str:
-        """Return why a row cannot be used: by its content, for of equal rows the engine looks at one."""
-        return self._reasons.get(self._images[index], "the backbone gives NaN or infinity for it")
-
-
-class _RecordedRow:
-    def __init__(self, row: Row, rows: _RecordedRows, index: int):
-        self._row, self._rows, self._index = row, rows, index
-        self.digest = row.digest
-
-    def pixels(self) -> np.ndarray:
-        try:
-            return self._row.pixels()
-        except RowError as error:
-            raise self._rows.record(self._index, error) from error
+    return [step for _, step in steps if step not in (None, "passthrough")], last
 
 
 def _plain(values: np.ndarray) -> list:

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from sktl.serving._errors import Refusal
-from sktl.serving._forms import Form, FormError, Upload
+from sktl.serving._forms import Form, FormError, Picture, Upload, open_body
 from sktl.serving._limits import Limits
 
 
@@ -49,12 +49,12 @@ class Account:
         self.n_bytes = 0
 
     async def read(self, request: Request) -> list[Upload]:
-        """Read the images of a form.
+        """Read the images of a request.
 
         Parameters
         ----------
         request : Request
-            With a body of ``multipart/form-data``.
+            With a body of ``multipart/form-data``, or an image as it is.
 
         Returns
         -------
@@ -67,40 +67,40 @@ class Account:
             If it is something else, too large, too slow or damaged.
         """
         try:
-            form = Form(request.headers.get("content-type", ""))
+            body = open_body(request.headers.get("content-type", ""))
         except FormError as error:
             raise Refusal(415, str(error)) from error
         try:
             async with asyncio.timeout(self.limits.seconds_to_upload):
-                await self._fill(form, request)
+                await self._fill(body, request)
         except TimeoutError as error:
             seconds = self.limits.seconds_to_upload
             raise Refusal(408, f"The upload took longer than {seconds:g} seconds.") from error
         except ClientDisconnect as error:
             raise Refusal(400, "The client went away before the upload was complete.") from error
-        return self._files_of(form)
+        return self._files_of(body)
 
-    def _files_of(self, form: Form) -> list[Upload]:
-        if form.count() > self.limits.max_images:
+    def _files_of(self, body: Form | Picture) -> list[Upload]:
+        if body.count() > self.limits.max_images:
             raise Refusal(413, f"A request may hold {self.limits.max_images} images at most.")
         try:
-            files = form.files()
+            files = body.files()
         except FormError as error:
             raise Refusal(400, str(error)) from error
         if not files:
             raise Refusal(422, "The form holds no file: send at least one image.")
         return files
 
-    async def _fill(self, form: Form, request: Request) -> None:
-        """Feed a form; of one that is refused read the rest, for the answer reaches only a client that has sent all."""
+    async def _fill(self, body: Form | Picture, request: Request) -> None:
+        """Take a body; of one that is refused read the rest, for the answer reaches only a client that has sent all."""
         refusal = None
         async for chunk in request.stream():
             if refusal is None:
-                refusal = self._refusal_of(form, chunk)
+                refusal = self._refusal_of(body, chunk)
         if refusal is not None:
             raise refusal
 
-    def _refusal_of(self, form: Form, chunk: bytes) -> Refusal | None:
+    def _refusal_of(self, body: Form | Picture, chunk: bytes) -> Refusal | None:
         """Take a piece of the body, or say why not."""
         if self.n_bytes + len(chunk) > self.limits.max_bytes:
             return Refusal(413, f"A request may have {self.limits.max_bytes:,} bytes at most.")
@@ -108,5 +108,5 @@ class Account:
             return Refusal(503, "The server holds as many images as it can; try again in a moment.")
         self.n_bytes += len(chunk)
         self.uploads.bytes_held += len(chunk)
-        form.feed(chunk)
+        body.feed(chunk)
         return None

@@ -99,10 +99,20 @@ def test_damaged_forms(client, body, message):
     assert message in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("kind", [None, "application/json", "image/png"])
-def test_bodies_that_are_no_form(client, contents, kind):
+@pytest.mark.parametrize("kind", [None, "application/json", "application/octet-stream"])
+def test_bodies_that_are_neither_form_nor_image(client, contents, kind):
     answer = client.post("/predict", content=contents[0], headers={"Content-Type": kind} if kind else {})
     assert "multipart/form-data" in refusal(answer, 415)
+
+
+def test_empty_images(client):
+    answer = client.post("/predict", headers={"Content-Type": "image/jpeg"})
+    assert "empty" in refusal(answer, 400)
+
+
+def test_image_that_is_none(client):
+    answer = client.post("/predict", content=b"no image", headers={"Content-Type": "image/jpeg"})
+    assert "not an image file" in refusal(answer, 422)
 
 
 def test_form_without_boundary(client):

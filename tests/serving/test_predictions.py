@@ -39,6 +39,14 @@ def test_same_bits_as_the_model(client, model, contents, places):
     np.testing.assert_array_equal(proba_of(answer), model.predict_proba(images))
 
 
+@pytest.mark.parametrize("kind", ["image/png", "Image/JPEG; q=1", "image/*"])
+def test_an_image_as_it_is(client, model, contents, kind):
+    answer = client.post("/predict", content=contents[3], headers={"Content-Type": kind})
+    assert answer.status_code == 200
+    assert answer.json()["predictions"][0]["name"] == "image"
+    np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[3:4]))
+
+
 def test_crowd_changes_no_bit(client, model, contents):
     expected = [model.predict_proba([content]) for content in contents]
     with ThreadPoolExecutor(16) as threads:
