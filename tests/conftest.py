@@ -127,3 +127,13 @@ def unpack_image_set(shared_data, tmp_path_factory):
         return unpacked[name]
 
     return unpack
+
+
+@pytest.fixture
+def torch_threads():
+    """Set the number of torch's threads, as often as wanted; put back afterwards."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(n_threads)

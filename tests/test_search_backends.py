@@ -36,26 +36,24 @@ class Counting(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
 
 
-@pytest.fixture
-def one_thread():
-    """What a worker has when there are as many as cores."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 def search(model, grid, backend, **options):
     default_store().clear()
     with joblib.parallel_backend(backend, n_jobs=1 if backend == "sequential" else 2):
         return GridSearchCV(model, grid, cv=2, error_score="raise", **options).fit(*three_digits())
 
 
-@pytest.mark.usefixtures("one_thread")
+def without_dropout():
+    network = make_network()
+    network.drop.p = 0.0
+    return network
+
+
 @pytest.mark.parametrize("backend", ["threading", "loky"])
-def test_same_weights_in_every_candidate_and_fold(backend):
-    """Dropout too: torch has one generator for all threads of a process."""
-    model = make_model(max_epochs=2)
+@pytest.mark.parametrize(("make_backbone", "n_threads"), [(make_network, 1), (without_dropout, 2)])
+def test_same_weights_in_every_candidate_and_fold(backend, make_backbone, n_threads, torch_threads):
+    """Dropout too: torch has one generator for all threads of a process. Workers have less threads than 2."""
+    torch_threads(n_threads)
+    model = make_model(max_epochs=2, backbone=make_backbone())
     grid = {"strategy": ["feature_extraction", "fine_tuning", "lp_ft"], "learning_rate": [0.01, 0.003]}
     alone = search(model, grid, "sequential", scoring=fingerprint_of_weights)
     together = search(model, grid, backend, scoring=fingerprint_of_weights)

@@ -49,9 +49,9 @@ def cpu_share():
 
 
 def limit_openmp(threads):
-    """Limit the parallel regions of the calling thread, which must be one of our own."""
+    """Limit the parallel regions of the calling thread; what is returned ends that as a context manager does."""
     torch.get_num_threads()  # makes torch initialise OpenMP in this thread, which would undo a limit set before
-    _openmp().limit(limits=threads)
+    return _openmp().limit(limits=threads)
 
 
 @functools.cache

@@ -46,6 +46,7 @@ class L2SP(SlowBackbone):
 
     fits_head_first = True
     needs_initial_weights = True
+    splits_penalty = True
 
     _parameter_constraints: ClassVar[dict] = {
         "alpha": [Interval(Real, 0, None, closed="left")],

@@ -54,6 +54,7 @@ class LearningWithoutForgetting(SlowBackbone):
 
     fits_head_first = True
     needs_original_head = True
+    splits_penalty = True
 
     _parameter_constraints: ClassVar[dict] = {
         "distillation_weight": [Interval(Real, 0, None, closed="left")],

@@ -104,6 +104,9 @@ class Strategy(BaseEstimator):
         True if :attr:`Start.initial_weights` shall hold the backbone's weights as they were given.
     updates_batch_norm : bool
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
+    splits_penalty : bool
+        True if the penalty depends on its arguments, and on what was recorded before training, alone: it may then be
+        asked for parts of a batch, side by side.
     C : float
         Inverse strength of the head's L2 penalty where it is fitted first.
     learning_rate : float
@@ -133,6 +136,7 @@ class Strategy(BaseEstimator):
     brings_original_data: ClassVar[bool] = False
     needs_initial_weights: ClassVar[bool] = False
     updates_batch_norm: ClassVar[bool] = False
+    splits_penalty: ClassVar[bool] = False
     C: float = 10.0
     learning_rate: ClassVar[float] = 1e-3
 

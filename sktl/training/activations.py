@@ -9,6 +9,8 @@ import torch
 from skorch.callbacks import Callback
 
 from sktl.training.data import TrainingData
+from sktl.training.lanes import n_parts_for
+from sktl.training.network import Network
 from sktl.training.prefix import FrozenPrefix, find_prefix
 
 RAM_BUDGET = 2**31
@@ -35,8 +37,7 @@ class PrefixOnce(Callback):
         if trained != self.trained_:
             self.trained_ = trained
             self._forget(net)
-            with net.in_precision():
-                self._compute(net)
+            self._compute(net)
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
     def on_train_end(self, net, **kwargs):
@@ -50,7 +51,8 @@ class PrefixOnce(Callback):
 
     def _compute(self, net) -> None:
         images = self.datasets[0].inputs(torch.arange(min(2, len(self.datasets[0]))), 0)
-        prefix = find_prefix(net.module_, images.to(net.device))
+        with net.in_precision():
+            prefix = find_prefix(net.module_, images.to(net.device))
         if prefix is None:
             return
         shape, dtype = prefix.cut.shape, prefix.cut.dtype
@@ -85,8 +87,13 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
 
 
 def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData) -> None:
-    module = net.module_
-    for number in range(data.n_kept):
-        for rows in torch.arange(len(data)).split(net.batch_size):
-            images = module.normalise(data.inputs(rows, number).to(net.device))
-            activations[number * len(data) + rows] = prefix.run(module.backbone, images).cpu()
+    def run(network: Network, images: torch.Tensor) -> torch.Tensor:
+        with net.in_precision():
+            return prefix.run(network.backbone, network.normalise(images.to(net.device))).cpu()
+
+    n_rows = -(-net.batch_size // n_parts_for((net.batch_size, *prefix.input_shape)))  # as in training without a cache
+    chunks = [rows for _ in range(data.n_kept) for rows in torch.arange(len(data)).split(n_rows)]
+    n_chunks = len(chunks) // data.n_kept
+    images = (data.inputs(rows, index // n_chunks) for index, rows in enumerate(chunks))
+    for index, part in enumerate(net.map_copies(run, images)):
+        activations[index // n_chunks * len(data) + chunks[index]] = part

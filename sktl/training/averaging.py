@@ -5,6 +5,8 @@ from typing import Any
 from skorch.callbacks import Callback
 from torch import nn
 
+from sktl.embedding import limit_openmp
+
 
 class Averaging(Callback):
     """Keep a moving average of the weights; validation and the result use it.
@@ -36,7 +38,8 @@ class Averaging(Callback):
     def on_batch_end(self, net, training=False, **kwargs):
         if training:
             self.step_ += 1
-            self.average_.update(net.module_, step=self.step_)
+            with limit_openmp(1):  # the same rounding whatever the number of cores
+                self.average_.update(net.module_, step=self.step_)
 
     def on_train_end(self, net, **kwargs):
         net.module_.load_state_dict(self.average_.module.state_dict())

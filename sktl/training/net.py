@@ -1,8 +1,8 @@
 """The skorch net that trains a network."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any, TypeVar
 
 import torch
 from skorch import NeuralNet
@@ -10,16 +10,21 @@ from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughSco
 from skorch.utils import noop
 from torch import nn
 
+from sktl.embedding import limit_openmp
 from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
+from sktl.training.lanes import Lanes, add_gradients, n_parts_for, parts_are_independent
 from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
 from sktl.training.network import Network
 from sktl.training.parts import Parts
 from sktl.training.peers import current_peers
 from sktl.training.prefix import FrozenPrefix
+
+LossAndOutput = tuple[torch.Tensor, torch.Tensor]
+_T = TypeVar("_T")
 
 
 class TransferNet(NeuralNet):
@@ -49,6 +54,8 @@ class TransferNet(NeuralNet):
     """
 
     prefix_: FrozenPrefix | None = None  # whose activations stand for images
+    lanes_: Lanes | None = None  # in training on a CPU
+    side_by_side_: bool | None = None  # whether steps are made in the lanes; not known before the first of an epoch
 
     def __init__(
         self,
@@ -95,30 +102,74 @@ class TransferNet(NeuralNet):
         averaged = None if self.averaging is None else self.averaging.network
         return self.module_ if averaged is None else averaged
 
-    def infer(self, x, **fit_params):
-        """Run the network, or what of it comes after the frozen prefix; see skorch."""
-        network = self.module_ if self.module_.training else self.evaluated_network
+    def infer(self, x, network: Network | None = None, **fit_params):
+        """Run the network, or a copy of it, or what of it comes after the frozen prefix; see skorch."""
+        if network is None:
+            network = self.module_ if self.module_.training else self.evaluated_network
         x = x.to(self.device)
         with self.in_precision():
             output = network(x) if self.prefix_ is None else self.prefix_.finish(network.backbone, network, x)
         return output.float()
 
+    def map_copies(self, function: Callable[[Network, Any], _T], items: Iterable[Any]) -> Iterator[_T]:
+        """Call a function with the network, or copies of it in the lanes, and each item; yield the results in order."""
+        if self.lanes_ is None:
+            return (function(self.module_, item) for item in items)
+        return self.lanes_.map(self.module_, function, items)
+
     def in_precision(self) -> torch.autocast:
         """Return the context in which the network is run."""
-        return torch.autocast(torch.device(self.device).type, self.autocast, enabled=self.autocast is not None)
+        device, enabled = torch.device(self.device).type, self.autocast is not None
+        return torch.autocast(
+            device, self.autocast, enabled=enabled, cache_enabled=False
+        )  # lanes would share the cache
+
+    def train_step(self, batch, **fit_params):
+        """Make a step; in this thread on one core, where the lanes are used: they have the others; see skorch."""
+        self._set_training(True)
+        if self.side_by_side_ is None:
+            self.side_by_side_ = self.lanes_ is not None and parts_are_independent(
+                self.module_, self.strategy, lambda: self.infer(batch[0][:1])
+            )
+        with limit_openmp(1) if self.side_by_side_ else nullcontext():
+            return super().train_step(batch, **fit_params)
 
     def train_step_single(self, batch, **fit_params):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
         if self.mixing is not None:
             batch = self._mixed(*batch)
+        run = self._train_side_by_side if self.side_by_side_ else self._train_one_by_one
 
         def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
             self._zero_grad_optimizer()
-            return _gathered(self._step_on_part(batch, part, training=True, **fit_params) for part in parts)
+            return _gathered(run(batch, parts))
 
-        step = self.parts_.run(len(batch[0]), attempt)
+        step = self.parts_.run(len(batch[0]), attempt, self._count_parts(batch[0]) if self.side_by_side_ else 1)
         return {**step, "loss": self.peers_.combine(self.module_, step["loss"], len(batch[0]))}
+
+    def _count_parts(self, inputs: torch.Tensor) -> int:
+        """Say into how many parts the lanes split a batch: as many with kept activations as with the images."""
+        shape = inputs.shape if self.prefix_ is None else (len(inputs), *self.prefix_.input_shape)
+        return n_parts_for(shape, is_tokens=not (inputs.is_floating_point() or inputs.dtype == torch.uint8))
+
+    def _train_one_by_one(self, batch, parts: list[slice]) -> Iterator[LossAndOutput]:
+        for part in parts:
+            loss, y_pred = self._forward(self.module_, batch, part, training=True)
+            loss.backward()
+            yield loss.detach(), y_pred.detach()
+
+    def _train_side_by_side(self, batch, parts: list[slice]) -> Iterator[LossAndOutput]:
+        trained = [parameter for parameter in self.module_.parameters() if parameter.requires_grad]
+
+        def step_on(network: Network, part: slice):
+            loss, y_pred = self._forward(network, batch, part, training=True)
+            return loss.detach(), y_pred.detach(), torch.autograd.grad(loss, trained, allow_unused=True)
+
+        at_once = max(1, len(parts) // self.parts_.n)
+        for loss, y_pred, gradients in self.lanes_.map(self.module_, step_on, parts, at_once):
+            add_gradients(trained, gradients)
+            yield loss, y_pred
 
     def _mixed(self, images: torch.Tensor, known: dict[str, torch.Tensor]):
         """Mix a batch's images with those of the batch turned round, and say what is known of the latter too."""
@@ -130,26 +181,33 @@ class TransferNet(NeuralNet):
         """Compute outputs and loss of a batch over its parts; see skorch."""
         self._set_training(False)
 
-        def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
+        def loss_on(network: Network, part: slice) -> LossAndOutput:
             with torch.no_grad():
-                return _gathered(self._step_on_part(batch, part, training=False, **fit_params) for part in parts)
+                return self._forward(network, batch, part, training=False)
 
-        step = self.parts_.run(len(batch[0]), attempt)
+        def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
+            network = self.evaluated_network
+            if self.lanes_ is None:
+                return _gathered(loss_on(network, part) for part in parts)
+            return _gathered(self.lanes_.map(network, loss_on, parts, max(1, len(parts) // self.parts_.n)))
+
+        step = self.parts_.run(len(batch[0]), attempt, 1 if self.lanes_ is None else self._count_parts(batch[0]))
         return {**step, "loss": self.peers_.mean(step["loss"])}  # the same in all, for they are to stop together
 
-    def _step_on_part(self, batch, part: slice, training: bool, **fit_params) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a part's share of the batch's loss, and its outputs; both without a graph."""
+    def _forward(self, network: Network, batch, part: slice, training: bool) -> LossAndOutput:
+        """Return a part's share of the batch's loss, and its outputs."""
         inputs, known = batch[0][part], {name: value[part] for name, value in batch[1].items()}
+        if network.training != training:
+            network.train(training)
         with self.in_precision():
-            y_pred = self.infer(inputs, **fit_params)
-            loss = self.get_loss(y_pred, known, X=inputs, training=training) * (len(inputs) / len(batch[0]))
-        if training:
-            loss.backward()
-        return loss.detach(), y_pred.detach()
+            y_pred = self.infer(inputs, network)
+            loss = self.get_loss(y_pred, known, X=inputs, training=training, network=network)
+        return loss * (len(inputs) / len(batch[0])), y_pred
 
-    def get_loss(self, y_pred, y_true, X=None, training=False):
+    def get_loss(self, y_pred, y_true, X=None, training=False, network: Network | None = None):
         """Return the weighted mean loss of a batch, plus the strategy's penalty in training; see skorch."""
-        embeddings = self.module_.take_embeddings() if training else None
+        network = self.module_ if network is None else network
+        embeddings = network.take_embeddings() if training else None
 
         def loss_for(prefix: str) -> torch.Tensor:
             weight = y_true[f"{prefix}weight"].to(y_pred.device)
@@ -158,7 +216,7 @@ class TransferNet(NeuralNet):
             if not training:
                 return loss
             batch = Batch(X, y_true[f"{prefix}row"], weight, embeddings)
-            return loss + self.strategy.penalty(self.module_, batch, y_pred)
+            return loss + self.strategy.penalty(network, batch, y_pred)
 
         if "share" not in y_true:
             return loss_for("")
@@ -168,6 +226,9 @@ class TransferNet(NeuralNet):
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Begin an epoch in the history; see skorch."""
         super().on_epoch_begin(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
+        self.side_by_side_ = None  # the strategy may change what is trained
+        if self.lanes_ is not None:
+            self.lanes_.forget()
         self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))
 
     def notify(self, method_name, **kwargs):
@@ -187,14 +248,16 @@ class TransferNet(NeuralNet):
         self.parts_ = Parts(self.n_parts, torch.device(self.device))
         self.peers_ = current_peers()
         self.peers_.start_alike(self.module_)
-        self.notify("on_train_begin", X=X, y=y)
-        with suppress(EarlyStop):
-            self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
-        self.notify("on_train_end", X=X, y=y)
+        with Lanes() if torch.device(self.device).type == "cpu" else nullcontext() as self.lanes_:
+            self.notify("on_train_begin", X=X, y=y)
+            with suppress(EarlyStop):
+                self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
+            self.notify("on_train_end", X=X, y=y)
+        self.lanes_ = None
         return self
 
 
-def _gathered(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _gathered(parts: Iterable[LossAndOutput]) -> dict[str, torch.Tensor]:
     losses, outputs = zip(*parts, strict=True)
     return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
 
@@ -283,7 +346,9 @@ def make_net(
     net : TransferNet
         Not initialized.
     """
+    overrides = dict(net_params or {})
     settings = {
+        **({} if "optimizer" in overrides else {"optimizer__fused": True}),  # faster, and on one core above all
         "criterion": criterion,
         "criterion__reduction": "none",
         "optimizer": torch.optim.AdamW,
@@ -302,7 +367,6 @@ def make_net(
         "verbose": verbose,
         "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
     }
-    overrides = dict(net_params or {})
     taken = sorted(_OWN_SETTINGS.intersection(overrides))
     if taken:
         raise ValueError(

@@ -221,7 +221,7 @@ def test_too_little_memory_for_one_row_is_an_error():
     assert sizes == [1, 2, 4, 6]
 
 
-@pytest.mark.parametrize("n_parts", [2, 4, 100])
+@pytest.mark.parametrize("n_parts", [3, 4, 100])
 def test_gradients_of_parts_add_up_to_those_of_the_batch(n_parts):
     X, y = three_digits()
     weight = np.random.default_rng(0).uniform(0.5, 2, len(y))

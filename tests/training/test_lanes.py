@@ -1,0 +1,200 @@
+"""Parts of a batch side by side: the same weights whatever the number of threads."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from small_models import WAYS, difference, make_model, make_network, three_digits
+from torch import nn
+
+from sktl.strategies import L2SP, FineTuning
+from sktl.training.lanes import Lanes, add_gradients, n_parts_for, parts_are_independent
+
+
+def steady(drop=0.0):
+    network = make_network()
+    network.drop.p = drop
+    return network
+
+
+WAYS_IN_PARTS = sorted(name for name, strategy in WAYS.items() if not strategy.updates_batch_norm)
+
+
+@pytest.mark.parametrize("strategy", WAYS_IN_PARTS)
+def test_number_of_threads_has_no_influence_on_the_weights(strategy, torch_threads):
+    fitted = []
+    for n_threads in (1, 2):
+        torch_threads(n_threads)
+        fitted.append(make_model(strategy, backbone=steady(), max_epochs=2).fit(*three_digits()))
+    assert difference(*fitted) == 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_decay": 0.9},
+        {"amp": True},
+        {"mixup": 0.5},
+        {"augment": "light"},
+        {"gradient_accumulation": 3},
+        {"learning_rate": "auto"},
+        {"early_stopping": True, "validation_fraction": 0.3},
+    ],
+    ids=str,
+)
+def test_nor_has_it_with_the_refinements_of_training(options, torch_threads):
+    fitted = []
+    for n_threads in (1, 2):
+        torch_threads(n_threads)
+        fitted.append(make_model(backbone=steady(), max_epochs=2, **options).fit(*three_digits()))
+    assert difference(*fitted) == 0.0
+
+
+FIT_SOME = """
+import hashlib, torch
+from small_models import make_model, three_digits, weights_of
+
+X, y = three_digits()
+for backbone in ("test_vit", "test_convnext", "test_efficientnet"):
+    model = make_model(backbone=backbone, weights=None, image_size=None, batch_size=8).fit(X[:16], y[:16])
+    print(hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights_of(model).values())).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_nor_has_it_for_published_architectures():
+    """In processes of their own, like the workers of a search: torch.set_num_threads also tells MKL."""
+    outputs = []
+    for n_threads in ("1", "2"):
+        environment = {**os.environ, "OMP_NUM_THREADS": n_threads, "PYTHONPATH": os.pathsep.join(sys.path)}
+        run = subprocess.run(
+            [sys.executable, "-c", FIT_SOME], env=environment, capture_output=True, text=True, check=True
+        )
+        outputs.append(run.stdout.split())
+    assert len(set(outputs[0])) == 3
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_tokens", "n_parts"),
+    [
+        ((32, 3, 32, 32), False, 2),
+        ((32, 224, 224, 3), False, 4),
+        ((64, 224, 224, 3), False, 8),
+        ((32, 128), True, 4),
+        ((5, 224, 224, 3), False, 1),
+        ((1, 8, 8, 3), False, 1),
+    ],
+)
+def test_number_of_parts_is_a_matter_of_the_batch(shape, is_tokens, n_parts):
+    assert n_parts_for(shape, is_tokens) == n_parts
+
+
+@pytest.fixture
+def lanes(torch_threads):
+    torch_threads(2)
+    with Lanes() as lanes:
+        yield lanes
+
+
+def test_copies_share_weights_and_nothing_else(lanes):
+    if lanes.n < 2:
+        pytest.skip("one core has one lane")
+    network, meeting = steady().train(), threading.Barrier(2)
+
+    def look(copied, item):
+        meeting.wait(timeout=30)  # so that there are two at work
+        return id(copied), all(map(torch.Tensor.is_set_to, copied.parameters(), network.parameters()))
+
+    results = list(lanes.map(network, look, [0, 1]))
+    assert len({number for number, _ in results} | {id(network)}) == 3
+    assert all(shared for _, shared in results)
+
+
+def test_results_come_in_the_order_of_the_items(lanes):
+    assert list(lanes.map(nn.Identity(), lambda network, item: item**2, range(20))) == [n**2 for n in range(20)]
+
+
+def test_error_of_a_part_comes_out_when_nothing_is_at_work_any_more(lanes):
+    begun, ended = [], []
+
+    def fail(network, item):
+        begun.append(item)
+        try:
+            if item == 3:
+                raise ZeroDivisionError
+        finally:
+            ended.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        list(lanes.map(nn.Identity(), fail, range(100)))
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) < 10
+
+
+def test_gradients_that_share_memory_are_kept_apart():
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    shared = torch.ones(1).expand(2)
+    add_gradients([first, second], (shared, shared))
+    first.grad.mul_(3)
+    assert second.grad.tolist() == [1, 1]
+    add_gradients([first, second], (None, shared))
+    assert (first.grad.tolist(), second.grad.tolist()) == ([3, 3], [2, 2])
+
+
+def test_gradients_are_laid_out_like_their_parameters():
+    parameter = nn.Parameter(torch.zeros(4, 3, 2, 2))
+    gradient = torch.arange(48.0).view(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    add_gradients([parameter], (gradient,))
+    assert parameter.grad.stride() == parameter.stride()
+    assert torch.equal(parameter.grad, gradient)
+
+
+class Jealous(FineTuning):
+    """A penalty that might remember what it saw."""
+
+    def penalty(self, network, batch, output):
+        return output.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("network", "strategy", "expected"),
+    [
+        (steady().eval(), FineTuning(), True),
+        (steady().eval(), L2SP(), True),
+        (steady().eval(), Jealous(), False),
+        (steady().train(), FineTuning(), False),  # batch normalisation
+        (nn.Dropout(0.5).train(), FineTuning(), False),
+        (nn.Dropout(0.5).eval(), FineTuning(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_hangs_on_the_batch_or_on_random_numbers_is_not_split(network, strategy, expected):
+    state = torch.get_rng_state()
+    images = torch.ones(1, 3, 16, 16)
+    assert parts_are_independent(network, strategy, lambda: network(images)) is expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_penalty_is_asked_for_the_whole_batch_unless_it_says_that_it_can_be_split():
+    seen = []
+
+    class Recording(FineTuning):
+        def penalty(self, network, batch, output):
+            seen.append(len(batch.rows))
+            return 0.0
+
+    class RecordingInParts(Recording):
+        splits_penalty = True
+
+    X, y = three_digits()
+    rows = len(np.unique(X, axis=0))
+    for strategy in (Recording(), RecordingInParts()):
+        make_model(strategy, backbone=steady(), batch_size=rows).fit(X, y)
+    whole, *parts = seen
+    assert whole == rows == sum(parts)
+    assert len(parts) == 2
