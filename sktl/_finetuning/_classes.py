@@ -128,7 +128,10 @@ def label_weights(class_weight, y: np.ndarray, weight: np.ndarray) -> np.ndarray
 
 
 def _has_columns(y) -> bool:
-    return issparse(y) or (np.ndim(y) == 2 and np.shape(y)[1] > 1)
+    if issparse(y):
+        return True
+    shape = np.asarray(y).shape
+    return len(shape) == 2 and shape[1] > 1
 
 
 def _check_indicators(y) -> np.ndarray:
