@@ -112,7 +112,7 @@ class ClassifierHeads(ClassTargets, Heads):
             proba = self.head_.predict_proba(self._embeddings(X))
             return (_of_labels(proba, self.head_) if self._is_multilabel else proba).astype(np.float32)
         outputs = self._outputs(X)
-        return (expit(outputs) if self._is_multilabel else softmax(outputs, axis=1)).astype(np.float32)
+        return _probability(outputs) if self._is_multilabel else softmax(outputs, axis=1).astype(np.float32)
 
     def predict(self, X) -> np.ndarray:
         """Predict labels.
@@ -150,3 +150,9 @@ def _of_labels(proba: np.ndarray | list[np.ndarray], model: BaseEstimator) -> np
         for table, classes in zip(proba, model.classes_, strict=True)
     ]
     return np.stack(having, axis=1)
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    """Return the logistic function, and where float32 has no number between it and 0 or 1, the one next to that."""
+    proba = expit(logits).astype(np.float32)
+    return np.clip(proba, np.finfo(np.float32).tiny, np.nextafter(np.float32(1), np.float32(0)))
