@@ -1,8 +1,8 @@
 """What is the bundled backbone worth, against random weights, raw pixels, HOG and a network that knows ImageNet?
 
 Frozen features, read by a linear probe and by 5 nearest neighbours, from all training images and from a few per class;
-and fine-tuning against training from scratch at equal epochs. A set is ``digits`` (scikit-learn's, in two halves) or a
-folder that holds ``train/<class>/<file>`` and ``test/<class>/<file>``::
+and fine-tuning (the head first, then all weights) against training from scratch, at equal epochs. A set is ``digits``
+(scikit-learn's, in two halves) or a folder that holds ``train/<class>/<file>`` and ``test/<class>/<file>``::
 
     pip install scikit-image
     for set in cifar10_small caltech20 flowers5; do tar -xf ../shared/data/images/$set.tar -C /tmp; done
@@ -12,12 +12,15 @@ folder that holds ``train/<class>/<file>`` and ``test/<class>/<file>``::
 Every network sees images at its own size (64 pixels for sktl/tiny, 224 for mobilenetv2_100), raw pixels are 32 x 32 in
 RGB (8 x 8 in grey for digits), and HOG reads 64 x 64 pixels. All features are standardised, and the penalty of every
 probe is chosen by cross-validation inside its training images. Random weights are a mean over ``--seeds`` starts, few
-images over ``--draws`` of them. ``--shots`` and ``--epochs`` without numbers leave those parts out.
+images over ``--draws`` of them. ``--shots`` and ``--epochs`` without numbers leave those parts out; with
+``--results FILE`` what was measured is kept, and not measured again.
 """
 
 import argparse
+import json
 import warnings
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -142,32 +145,57 @@ def score_features(features, labels, arguments):
     return scores
 
 
-def compare_features(data, arguments):
-    """Return, by representation and column, the accuracies over its starts and draws."""
+def score_representation(ways, data, arguments):
+    """Return accuracies by column: of all starts of a representation, one after the other."""
     train, test, *labels = data
-    results = {}
-    for name, ways in make_representations(arguments).items():
-        for way in ways:
-            for column, scores in score_features((way(train), way(test)), labels, arguments).items():
-                results.setdefault(name, {}).setdefault(column, []).extend(scores)
-        print(f"  {name:20}", *(f"{column} {spread(scores)}" for column, scores in results[name].items()), flush=True)
-    return results
+    columns = {}
+    for way in ways:
+        for column, scores in score_features((way(train), way(test)), labels, arguments).items():
+            columns.setdefault(column, []).extend(scores)
+    return columns
 
 
-def compare_training(data, arguments):
-    """Return, by way and number of epochs, the accuracies over seeds."""
+def score_training(backbone, strategy, data, arguments):
+    """Return accuracies by number of epochs, over seeds."""
     train, test, y, y_test = data
-    results = {}
-    ways = [(name, "fine_tuning") for name in arguments.backbones] + [(arguments.backbones[0], "from_scratch")]
-    for backbone, strategy in ways:
-        name = backbone if strategy == "fine_tuning" else "from scratch"
-        for epochs in arguments.epochs:
-            for seed in range(arguments.seeds):
-                model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed)
-                column = f"{epochs} epoch{'s' * (epochs > 1)}"
-                results.setdefault(name, {}).setdefault(column, []).append(model.fit(train, y).score(test, y_test))
-        print(f"  {name:20}", *(f"{column} {spread(scores)}" for column, scores in results[name].items()), flush=True)
-    return results
+    columns = {}
+    for epochs, seed in product(arguments.epochs, range(arguments.seeds)):
+        model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed).fit(train, y)
+        columns.setdefault(f"{epochs} epoch{'s' * (epochs > 1)}", []).append(model.score(test, y_test))
+    return columns
+
+
+def make_rows(data, arguments):
+    """Yield question, name and what computes it, for every row of the tables of a set."""
+    for name, ways in make_representations(arguments).items():
+        yield "features", name, partial(score_representation, ways, data, arguments)
+    if arguments.epochs:
+        for name in arguments.backbones:
+            yield "training", name, partial(score_training, name, arguments.strategy, data, arguments)
+        control = partial(score_training, arguments.backbones[0], "from_scratch", data, arguments)
+        yield "training", "from scratch", control
+
+
+class Results:
+    """Accuracies by question, set, representation and column; kept in a file, if there is one.
+
+    Parameters
+    ----------
+    path : Path or None
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.values = json.loads(path.read_text()) if path and path.exists() else {"features": {}, "training": {}}
+
+    def add(self, question, title, name, score):
+        """Compute a row, unless it is there already, and print it."""
+        rows = self.values[question].setdefault(title, {})
+        if name not in rows:
+            rows[name] = score()
+            if self.path:
+                self.path.write_text(json.dumps(self.values, indent=1))
+        print(f"  {name:20}", *(f"{column} {spread(scores)}" for column, scores in rows[name].items()), flush=True)
 
 
 # The answers ----------------------------------------------------------------------------------------------------------
@@ -178,14 +206,18 @@ def spread(scores):
     return f"{np.mean(scores):.3f}" + (f" ± {np.std(scores):.3f}" if len(scores) > 1 else "")
 
 
-def print_table(title, results):
-    """Print accuracies as a table in reStructuredText: a row for each representation."""
-    columns = list(dict.fromkeys(column for row in results.values() for column in row))
-    rows = [["", *columns]] + [[name, *(spread(row[c]) for c in columns)] for name, row in results.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    print("\n".join(["", title, "", rule, lines[0], rule, *lines[1:], rule]), flush=True)
+def print_tables(by_set, title):
+    """Print accuracies as tables in reStructuredText: one for each column, with a row for each representation."""
+    columns = dict.fromkeys(column for rows in by_set.values() for row in rows.values() for column in row)
+    for column in columns:
+        names = dict.fromkeys(name for rows in by_set.values() for name in rows)
+        cells = [["..", *by_set]]
+        for name in names:
+            cells.append([name, *(spread(rows[name][column]) if name in rows else "" for rows in by_set.values())])
+        widths = [max(map(len, texts)) for texts in zip(*cells, strict=True)]
+        rule = "  ".join("=" * width for width in widths)
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        print("\n".join(["", f"{title}{column}", "", rule, lines[0], rule, *lines[1:], rule]), flush=True)
 
 
 def print_targets(name, by_set, ceiling):
@@ -214,23 +246,22 @@ def main():
     parser.add_argument("--shots", type=int, nargs="*", default=[5], help="images per class")
     parser.add_argument("--draws", type=int, default=5, help="of a few images per class")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 5], help="of training all weights")
+    parser.add_argument("--strategy", default="lp_ft", help="how backbones are fine-tuned (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of random weights and of training")
+    parser.add_argument("--results", type=Path, help="JSON file that keeps what was measured")
     arguments = parser.parse_args()
 
     warnings.simplefilter("ignore", ConvergenceWarning)  # at the weakest penalties, which are seldom chosen
-    features, training = {}, {}
+    results = Results(arguments.results)
     for name in arguments.sets:
         title, data = Path(name).name, read_digits() if name == "digits" else read_folder(Path(name))
         print(f"{title}: {len(data[0])} training images, {len(data[1])} test images", flush=True)
-        features[title] = compare_features(data, arguments)
-        if arguments.epochs:
-            training[title] = compare_training(data, arguments)
-    for title in features:
-        print_table(title, features[title])
-    for title in training:
-        print_table(f"{title}, all weights trained", training[title])
+        for question, row, score in make_rows(data, arguments):
+            results.add(question, title, row, score)
+    print_tables(results.values["features"], "")
+    print_tables(results.values["training"], "all weights trained, ")
     for name in arguments.backbones:
-        print_targets(name, features, arguments.ceiling)
+        print_targets(name, results.values["features"], arguments.ceiling)
 
 
 if __name__ == "__main__":

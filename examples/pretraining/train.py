@@ -227,7 +227,7 @@ def build_parser():
     parser.add_argument("--images", required=True, help="folder with the shards of generate")
     parser.add_argument("--output", required=True, help="checkpoint file; a run goes on from it if it exists")
     parser.add_argument("--n-images", type=int, default=120_000, help="pictures to use (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5_000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3_700, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--stop-after", type=int, help="end at this step, to go on later as if nothing had been")
     parser.add_argument("--batch-size", type=int, default=128, help="pictures per step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="highest rate (default: %(default)s)")
