@@ -134,7 +134,8 @@ def test_exported_graphs_are_served(model, contents):
     with running(make_app(graph)) as client:
         answer = post(client, contents[:3])
         bad = post(client, [contents[0], b"GIF8"])
-    np.testing.assert_array_equal(proba_of(answer), graph.predict_proba(contents[:3]))
+    # onnxruntime rounds by the size of the pass, and one request may be split among passes
+    np.testing.assert_allclose(proba_of(answer), graph.predict_proba(contents[:3]), atol=1e-6)
     assert [row["index"] for row in bad.json()["rows"]] == [1]
 
 
