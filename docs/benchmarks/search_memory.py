@@ -1,7 +1,7 @@
 """Does a search leave memory behind for each candidate?
 
-Resident memory of a process after ``GridSearchCV`` over one candidate, and of another after twelve, on the digits, with a
-strategy that trains the whole network. What the allocator holds for later is given back before it is read::
+Resident memory of a process after ``GridSearchCV`` over one candidate, and of another after twelve, on the digits, with
+a strategy that trains the whole network. What the allocator holds for later is given back before it is read::
 
     python docs/benchmarks/search_memory.py --candidates 1 12
 """
