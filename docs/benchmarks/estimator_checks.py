@@ -45,7 +45,8 @@ def ours():
             if name == "sktl/tiny":
                 # In so few epochs the usual learning rate does not come to rest, and a check asks for a score.
                 rate = {"learning_rate": 3e-5} if kind is FineTuneRegressor else {}
-                yield f"{kind.__name__}, lp_ft, {name}", kind(name, "lp_ft", **common, **short, **rate)
+                # In bfloat16 the order of rows, which goes by their bytes, changes more than the checks on images allow.
+                yield f"{kind.__name__}, lp_ft, {name}", kind(name, "lp_ft", amp=False, **common, **short, **rate)
 
 
 class Perceptron(nn.Module):
