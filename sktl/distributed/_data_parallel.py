@@ -11,7 +11,7 @@ from sktl.training import Peers, training_with
 
 @contextmanager
 def data_parallel(cpu: bool = False) -> Iterator[Peers]:
-    """Let the processes of ``torchrun`` or ``accelerate launch`` fit one estimator together.
+    """Let the processes of ``torchrun`` fit one estimator together.
 
     All processes run the same script on the same rows. Each trains on its part of every batch, gradients are averaged,
     and so all take the step that one process would take on the whole batch; ``batch_size`` is that of the whole.

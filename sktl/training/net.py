@@ -1,7 +1,7 @@
 """The skorch net that trains a network."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -241,6 +241,18 @@ class TransferNet(NeuralNet):
                 raise EarlyStop from None
             raise
 
+    @contextmanager
+    def _in_lanes(self) -> Iterator[None]:
+        """Have lanes for a while, where training is on a CPU."""
+        if torch.device(self.device).type != "cpu":
+            yield
+            return
+        try:
+            with Lanes() as self.lanes_:
+                yield
+        finally:
+            self.lanes_ = None
+
     def partial_fit(self, X, y=None, classes=None, **fit_params):
         """Train, and let an interrupt through: a half-trained net must not pass for a fitted one; see skorch."""
         if not self.initialized_:
@@ -248,12 +260,11 @@ class TransferNet(NeuralNet):
         self.parts_ = Parts(self.n_parts, torch.device(self.device))
         self.peers_ = current_peers()
         self.peers_.start_alike(self.module_)
-        with Lanes() if torch.device(self.device).type == "cpu" else nullcontext() as self.lanes_:
+        with self._in_lanes():
             self.notify("on_train_begin", X=X, y=y)
             with suppress(EarlyStop):
                 self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
             self.notify("on_train_end", X=X, y=y)
-        self.lanes_ = None
         return self
 
 
