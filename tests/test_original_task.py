@@ -47,7 +47,7 @@ def old_task():
 @pytest.fixture(scope="module")
 def old_model(old_task):
     """A small network that has learnt the old task."""
-    model = make_model("lp_ft", max_epochs=3, learning_rate=0.02).fit(*old_task)
+    model = make_model("lp_ft", max_epochs=20, learning_rate=0.01).fit(*old_task)
     assert model.score(*old_task) > 0.9
     return model
 

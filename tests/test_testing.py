@@ -28,10 +28,8 @@ def test_our_estimators(estimator, check):
     check(estimator)
 
 
-# In bfloat16 a step depends on the order of the rows in its batch by more than the checks' tolerance, since AdamW makes
-# first steps of one size from gradients that are all but zero; and the order goes by content, so by the container.
 @parametrize_with_image_checks(
-    [FineTuneClassifier(strategy="lp_ft", image_size=32, max_epochs=1, amp=False)], containers=["paths", "array"]
+    [FineTuneClassifier(strategy="lp_ft", image_size=32, max_epochs=1)], containers=["paths", "array"]
 )
 def test_our_estimators_that_train(estimator, check):
     check(estimator)

@@ -99,7 +99,7 @@ class FineTuner(PassByPass):
             seed = current_peers().agree(seed)
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
             groups = self._check_groups(X, groups)
-            rows, targets, merged = merge_duplicates(rows, targets)
+            rows, targets, merged = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
             self.training_data_ = describe_rows(rows, targets)
             if validation is None:
                 groups = None if groups is None else groups_of_merged(groups[counting], merged)

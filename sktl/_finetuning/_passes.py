@@ -44,7 +44,7 @@ class PassByPass(TrainingRows):
         if first:
             self._begin()
         rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
-        rows, targets, _ = merge_duplicates(rows, targets)
+        rows, targets, _ = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
         targets, _ = self._scale_targets(targets, None, not first)
         if getattr(self, "_passes", None) is None or not self._passes.usable:
             self._passes = self._begin_passes(first)

@@ -6,7 +6,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 from sktl.inputs._errors import RowError
@@ -67,6 +67,15 @@ class LocalFile:
             self._check(status)
         self.identity = _identity(status)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last change lies some seconds back.
+
+        A change within the resolution of the file system's clock would not show in the identity (git treats its index
+        the same way).
+        """
+        return os.name == "posix" and time.time_ns() - max(self.identity[-2:]) >= _SETTLED_NS
+
     def read(self) -> bytes:
         """Return the file's content, never empty.
 
@@ -100,33 +109,28 @@ class LocalFile:
 
 
 class DigestMemo:
-    """Content hashes of files that have not changed since they were hashed; a grid search asks for each many times.
-
-    A change within the resolution of the file system's clock would go unseen, so that a file is only remembered when
-    its last change lies some seconds back (git treats its index the same way).
+    """Hashes that were computed before; a grid search asks for each many times. Safe with threads.
 
     Parameters
     ----------
     capacity : int
-        Number of files remembered.
+        Number of hashes remembered.
     """
 
     def __init__(self, capacity: int):
         self._capacity = capacity
-        self._digests: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
+        self._digests: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, identity: tuple[int, ...]) -> bytes | None:
-        """Return the digest of a file in this state, if it is known."""
+    def get(self, key: Hashable) -> bytes | None:
+        """Return a hash if it is known."""
         with self._lock:
-            return self._digests.get(identity)
+            return self._digests.get(key)
 
-    def put(self, identity: tuple[int, ...], digest: bytes) -> None:
-        """Remember the digest of a file, if its state is old enough to be told from a later one."""
-        if os.name != "posix" or time.time_ns() - max(identity[-2:]) < _SETTLED_NS:
-            return
+    def put(self, key: Hashable, digest: bytes) -> None:
+        """Remember a hash; what was put first is forgotten first."""
         with self._lock:
-            self._digests[identity] = digest
+            self._digests[key] = digest
             while len(self._digests) > self._capacity:
                 self._digests.popitem(last=False)
 

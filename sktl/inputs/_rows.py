@@ -21,7 +21,8 @@ _BYTES_PER_PIXEL = 8  # of the widest encoding, 16-bit RGBA; no image that max_p
 _BYTES_BESIDE_PIXELS = 2**26
 _N_LABEL = 160
 
-_file_digests = DigestMemo(capacity=2**18)
+_file_digests = DigestMemo(capacity=2**18)  # by the identity of the file
+_pixel_digests = DigestMemo(capacity=2**18)  # by the hash of the file's content
 
 
 @dataclass
@@ -69,6 +70,10 @@ class Row:
         """
         raise NotImplementedError
 
+    def pixel_digest(self) -> bytes:
+        """Return a hash of the pixels, 32 bytes: the same for a file, whatever its format, and for an array."""
+        return _hash_pixels(self.pixels())
+
     def _hash(self) -> bytes:
         raise NotImplementedError
 
@@ -87,6 +92,13 @@ class _EncodedRow(Row):
                 stacklevel=2,
             )
         return pixels
+
+    def pixel_digest(self) -> bytes:
+        known = _pixel_digests.get(self.digest)
+        if known is None:
+            known = super().pixel_digest()
+            _pixel_digests.put(self.digest, known)
+        return known
 
     def _hash(self) -> bytes:
         digest = hashlib.sha256(b"file\0")
@@ -109,7 +121,8 @@ class _FileRow(_EncodedRow):
 
     def _hash(self) -> bytes:
         digest = super()._hash()
-        _file_digests.put(self._file.identity, digest)
+        if self._file.is_settled:
+            _file_digests.put(self._file.identity, digest)
         return digest
 
 
@@ -121,10 +134,17 @@ class _PixelRow(Row):
     def pixels(self) -> np.ndarray:
         return self._pixels
 
+    def pixel_digest(self) -> bytes:
+        return self.digest
+
     def _hash(self) -> bytes:
-        digest = hashlib.sha256(b"pixels\0" + repr(self._pixels.shape).encode())
-        digest.update(self._pixels.data)
-        return digest.digest()
+        return _hash_pixels(self._pixels)
+
+
+def _hash_pixels(pixels: np.ndarray) -> bytes:
+    digest = hashlib.sha256(b"pixels\0" + repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    return digest.digest()
 
 
 class Rows:

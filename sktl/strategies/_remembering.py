@@ -151,6 +151,7 @@ class JointTraining(SlowBackbone):
     fits_head_first = True
     needs_original_head = True
     brings_original_data = True
+    splits_penalty = True
 
     _parameter_constraints: ClassVar[dict] = {
         "y": ["array-like"],
@@ -176,13 +177,16 @@ class JointTraining(SlowBackbone):
         return copied
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
-        self._draw = start.draw_original
+        self._draw_original = start.draw_original
+
+    def draw(self, n: int) -> tuple[torch.Tensor, ...]:
+        return self._draw_original(n)
 
     def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor:
-        images, targets = self._draw(len(batch.rows))
+        images, targets = batch.drawn
         embeddings = network.backbone(network.normalise(images.to(output.device)))
         loss = functional.cross_entropy(network.original_head(embeddings), targets.to(output.device))
         return self.original_weight * loss
 
     def finish(self, network: TrainableNetwork) -> None:
-        del self._draw
+        del self._draw_original

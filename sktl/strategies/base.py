@@ -50,12 +50,15 @@ class Batch:
         How much each row counts; the mean over all training rows is 1.
     embeddings : tensor of shape (n, width)
         The backbone's output in this step, before the head's dropout.
+    drawn : tuple of tensor, default=()
+        What :meth:`Strategy.draw` gave for these rows.
     """
 
     images: torch.Tensor
     rows: torch.Tensor
     weight: torch.Tensor
     embeddings: torch.Tensor
+    drawn: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Strategy(BaseEstimator):
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
     splits_penalty : bool
         True if the penalty depends on its arguments, and on what was recorded before training, alone: it may then be
-        asked for parts of a batch, side by side.
+        asked for parts of a batch, side by side. Else a step on a CPU takes one core.
     C : float
         Inverse strength of the head's L2 penalty where it is fitted first.
     learning_rate : float
@@ -191,6 +194,21 @@ class Strategy(BaseEstimator):
         epoch : int
             Starts at 0.
         """
+
+    def draw(self, n: int) -> tuple[torch.Tensor, ...]:
+        """Draw what the penalty of a step needs beside its batch; called once per step, with torch's generator seeded.
+
+        Parameters
+        ----------
+        n : int
+            Rows of the batch.
+
+        Returns
+        -------
+        drawn : tuple of tensor of shape (n, ...)
+            Reach the penalty as :attr:`Batch.drawn`, with the rows of the batch or of a part of it.
+        """
+        return ()
 
     def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor | float:
         """Add a term to the loss of a batch.

@@ -207,7 +207,7 @@ def map_rows(read: Callable[[int], Any], rows, indices: Iterable[int]) -> list:
     return outcomes
 
 
-def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets, np.ndarray]:
+def merge_duplicates(rows, targets: Targets, *, by_pixels: bool = False) -> tuple[Any, Targets, np.ndarray]:
     """Merge rows of equal content and target, and put them into an order that depends on nothing else.
 
     So a row that is repeated is the same as a row with more weight, to the last bit.
@@ -218,6 +218,9 @@ def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets, np.ndarray]:
         With a content hash ``digest`` each.
     targets : Targets
         One per row.
+    by_pixels : bool, default=False
+        Whether images are told apart by what they show, and not by the bytes of their files: then the order is the same
+        for files and arrays, but every image is decoded.
 
     Returns
     -------
@@ -226,7 +229,12 @@ def merge_duplicates(rows, targets: Targets) -> tuple[Any, Targets, np.ndarray]:
     group : ndarray of int, shape (n,)
         For each row given, which of the rows returned it is part of.
     """
-    digests = map_rows(lambda index: rows[index].digest, rows, range(len(targets)))
+
+    def digest(index: int) -> bytes:
+        row = rows[index]
+        return row.pixel_digest() if by_pixels and hasattr(row, "pixel_digest") else row.digest
+
+    digests = map_rows(digest, rows, range(len(targets)))
     keys = np.array(
         [digest + value.tobytes() for digest, value in zip(digests, targets.values, strict=True)], dtype=object
     )
@@ -241,7 +249,7 @@ def describe_rows(rows, targets: Targets) -> dict[str, Any]:
     Parameters
     ----------
     rows, targets
-        As :func:`merge_duplicates` returns them; the order in which they were given has no influence.
+        As :func:`merge_duplicates` returns them; their order has no influence.
 
     Returns
     -------
@@ -250,8 +258,11 @@ def describe_rows(rows, targets: Targets) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     contents = map_rows(lambda index: rows[index].digest, rows, range(len(targets)))
-    for content, value, weight in zip(contents, targets.values, targets.weight, strict=True):
-        digest.update(content + value.tobytes() + weight.tobytes())
+    columns = contents, targets.values, targets.weight
+    for entry in sorted(
+        content + value.tobytes() + weight.tobytes() for content, value, weight in zip(*columns, strict=True)
+    ):
+        digest.update(entry)
     return {"n_rows": len(targets), "sha256": digest.hexdigest()}
 
 

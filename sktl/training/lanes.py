@@ -3,17 +3,21 @@
 import copy
 import math
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktl._random import private_torch_rng
 from sktl.embedding import cpu_share, limit_openmp
 from sktl.strategies import Strategy
+from sktl.training.lockstep import Meeting, PartOfBatch
 
 _T = TypeVar("_T")
 
@@ -52,9 +56,11 @@ class Lanes:
     """
 
     def __init__(self) -> None:
-        self.n = min(cpu_share().cores, _PARTS_FROM_SIZE[0][1])
-        self._copies: dict[int, queue.SimpleQueue[nn.Module]] = {}
-        self._pool = ThreadPoolExecutor(self.n, "sktl-training", limit_openmp, (1,))
+        most_parts = _PARTS_FROM_SIZE[0][1]
+        self.n = min(cpu_share().cores, most_parts)
+        self._cores = threading.Semaphore(self.n)
+        self._copies: dict[int, list[nn.Module]] = {}
+        self._pool = ThreadPoolExecutor(most_parts, "sktl-training", limit_openmp, (1,))
 
     def __enter__(self) -> "Lanes":
         return self
@@ -87,13 +93,15 @@ class Lanes:
             Bound on items in work.
         """
         limit = self.n if at_once is None else min(self.n, at_once)
-        copies = self._copies_of(network)
+        free: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
+        for copied in self._copies_of(network, limit):
+            free.put(copied)
         pending: deque[Future[_T]] = deque()
         try:
             for item in items:
                 if len(pending) >= limit:
                     yield pending.popleft().result()
-                pending.append(self._pool.submit(_call, copies, function, item))
+                pending.append(self._pool.submit(_call, free, function, item))
             while pending:
                 yield pending.popleft().result()
         finally:
@@ -101,22 +109,75 @@ class Lanes:
                 future.cancel()
             wait(pending)
 
-    def _copies_of(self, network: nn.Module) -> "queue.SimpleQueue[nn.Module]":
-        if id(network) not in self._copies:
-            shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-            copies: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
-            for _ in range(self.n):
-                copies.put(copy.deepcopy(network, dict(shared)))
-            self._copies[id(network)] = copies
-        return self._copies[id(network)]
+    def map_parts(
+        self,
+        network: nn.Module,
+        function: Callable[[nn.Module, slice], _T],
+        parts: list[slice],
+        splitting: "Splitting",
+        at_once: int,
+    ) -> Iterator[_T]:
+        """Do the same with the parts of a batch, whose rows may depend on each other or on random numbers.
+
+        Parameters
+        ----------
+        network, function
+            See :meth:`map`.
+        parts : list of slice
+            Of the batch.
+        splitting : Splitting
+            Says what the parts depend on.
+        at_once : int
+            Bound on parts in work, where none waits for others.
+        """
+        seeds = torch.randint(2**62, (len(parts),)).tolist() if splitting.draws else [0] * len(parts)
+        if splitting.meets:
+            return self._map_meeting(network, function, parts, seeds)
+        if not splitting.draws:
+            return self.map(network, function, parts, at_once)
+
+        def run(copied: nn.Module, number: int) -> _T:
+            with PartOfBatch(number, seeds[number]):
+                return function(copied, parts[number])
+
+        return self.map(network, run, range(len(parts)), at_once)
+
+    def _map_meeting(self, network: nn.Module, function, parts: list[slice], seeds: list[int]) -> Iterator[Any]:
+        meeting = Meeting(len(parts), self._cores)
+
+        def run(copied: nn.Module, number: int):
+            with meeting.attended(), PartOfBatch(number, seeds[number], meeting):
+                return function(copied, parts[number])
+
+        running: list[Future] = []
+        try:
+            for number, copied in enumerate(self._copies_of(network, len(parts))):
+                running.append(self._pool.submit(run, copied, number))
+            for future in running:
+                yield future.result()
+        except threading.BrokenBarrierError as error:
+            raise meeting.failure or error from None
+        finally:
+            meeting.close()
+            wait(running)
+
+    def _copies_of(self, network: nn.Module, n: int) -> list[nn.Module]:
+        copies = self._copies.setdefault(id(network), [])
+        copies += [shared_copy(network) for _ in range(n - len(copies))]
+        return copies[:n]
 
 
-def _call(copies: "queue.SimpleQueue[nn.Module]", function: Callable[[nn.Module, Any], _T], item: Any) -> _T:
-    network = copies.get()
+def _call(free: "queue.SimpleQueue[nn.Module]", function: Callable[[nn.Module, Any], _T], item: Any) -> _T:
+    network = free.get()
     try:
         return function(network, item)
     finally:
-        copies.put(network)
+        free.put(network)
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """Copy a network, but for its parameters and buffers."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 def add_gradients(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | None, ...]) -> None:
@@ -138,11 +199,27 @@ def add_gradients(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor 
             parameter.grad.add_(gradient)
 
 
-def parts_are_independent(network: nn.Module, strategy: Strategy, forward_one: Callable[[], Any]) -> bool:
-    """Say whether a training step gives the same in parts that run side by side.
+@dataclass(frozen=True)
+class Splitting:
+    """How a training step may be made in parts that run side by side.
 
-    It does not where a layer computes statistics over the batch, where random numbers are drawn (dropout, stochastic
-    depth), and where the strategy does not promise it for its penalty.
+    Parameters
+    ----------
+    possible : bool
+        False where the rows of a batch depend on each other in a way that is not known here.
+    draws : bool, default=False
+        Whether random numbers are drawn.
+    meets : bool, default=False
+        Whether layers compute statistics over the batch.
+    """
+
+    possible: bool
+    draws: bool = False
+    meets: bool = False
+
+
+def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.Module], Any]) -> Splitting:
+    """Find out how a training step may be split.
 
     Parameters
     ----------
@@ -150,14 +227,34 @@ def parts_are_independent(network: nn.Module, strategy: Strategy, forward_one: C
         In training mode.
     strategy : Strategy
         See :attr:`~sktl.strategies.Strategy.splits_penalty`.
-    forward_one : callable
-        Runs the network on one row.
+    forward : callable
+        Runs a copy of the network on one row.
     """
     if type(strategy).penalty is not Strategy.penalty and not strategy.splits_penalty:
-        return False
-    if any(isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training for each in network.modules()):
-        return False
+        return Splitting(False)
+    learning = [module for module in network.modules() if module.training and _keeps_statistics(module)]
+    if not all(isinstance(module, _BatchNorm) and module.momentum is not None for module in learning):
+        return Splitting(False)
+    trial = shared_copy(network)
+    for module in trial.modules():
+        if _keeps_statistics(module):
+            module.eval()
+    draws = _draws(lambda: forward(trial))
+
+    def forward_part() -> None:
+        with PartOfBatch():
+            forward(trial)
+
+    return Splitting(not (draws and _draws(forward_part)), draws, bool(learning))
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) or any("running" in name for name, _ in module.named_buffers(recurse=False))
+
+
+def _draws(function: Callable[[], Any]) -> bool:
+    """Say whether a function draws from torch's default generator."""
     with private_torch_rng(0), torch.no_grad():
         before = torch.random.get_rng_state()
-        forward_one()
-        return torch.equal(torch.random.get_rng_state(), before)
+        function()
+        return not torch.equal(torch.random.get_rng_state(), before)

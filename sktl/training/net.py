@@ -15,7 +15,7 @@ from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
-from sktl.training.lanes import Lanes, add_gradients, n_parts_for, parts_are_independent
+from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
 from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
 from sktl.training.network import Network
@@ -55,7 +55,7 @@ class TransferNet(NeuralNet):
 
     prefix_: FrozenPrefix | None = None  # whose activations stand for images
     lanes_: Lanes | None = None  # in training on a CPU
-    side_by_side_: bool | None = None  # whether steps are made in the lanes; not known before the first of an epoch
+    splitting_: Splitting | None = None  # of the steps over the lanes; not known before the first of an epoch
 
     def __init__(
         self,
@@ -125,28 +125,35 @@ class TransferNet(NeuralNet):
         )  # lanes would share the cache
 
     def train_step(self, batch, **fit_params):
-        """Make a step; in this thread on one core, where the lanes are used: they have the others; see skorch."""
+        """Make a step; on a CPU with one core in this thread, for rounding hangs on their number; see skorch."""
         self._set_training(True)
-        if self.side_by_side_ is None:
-            self.side_by_side_ = self.lanes_ is not None and parts_are_independent(
-                self.module_, self.strategy, lambda: self.infer(batch[0][:1])
+        if self.splitting_ is None and self.lanes_ is not None:
+            self.splitting_ = splitting_of(
+                self.module_, self.strategy, lambda network: self.infer(batch[0][:1], network)
             )
-        with limit_openmp(1) if self.side_by_side_ else nullcontext():
+        with nullcontext() if self.lanes_ is None else limit_openmp(1):
             return super().train_step(batch, **fit_params)
 
     def train_step_single(self, batch, **fit_params):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
-        if self.mixing is not None:
-            batch = self._mixed(*batch)
-        run = self._train_side_by_side if self.side_by_side_ else self._train_one_by_one
+        inputs, known = batch
+        known = {**known, **self._drawn_for(len(inputs))}
+        batch = (inputs, known) if self.mixing is None else self._mixed(inputs, known)
+        splitting = self.splitting_
+        in_lanes = splitting is not None and splitting.possible and not (splitting.meets and self.parts_.n > 1)
+        run = self._train_side_by_side if in_lanes else self._train_one_by_one
 
         def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
             self._zero_grad_optimizer()
             return _gathered(run(batch, parts))
 
-        step = self.parts_.run(len(batch[0]), attempt, self._count_parts(batch[0]) if self.side_by_side_ else 1)
+        step = self.parts_.run(len(batch[0]), attempt, self._count_parts(batch[0]) if in_lanes else 1)
         return {**step, "loss": self.peers_.combine(self.module_, step["loss"], len(batch[0]))}
+
+    def _drawn_for(self, n: int) -> dict[str, torch.Tensor]:
+        """Return what the strategy draws for a step, by name, so that it goes the batch's way."""
+        return {f"drawn_{number}": value for number, value in enumerate(self.strategy.draw(n))}
 
     def _count_parts(self, inputs: torch.Tensor) -> int:
         """Say into how many parts the lanes split a batch: as many with kept activations as with the images."""
@@ -167,7 +174,7 @@ class TransferNet(NeuralNet):
             return loss.detach(), y_pred.detach(), torch.autograd.grad(loss, trained, allow_unused=True)
 
         at_once = max(1, len(parts) // self.parts_.n)
-        for loss, y_pred, gradients in self.lanes_.map(self.module_, step_on, parts, at_once):
+        for loss, y_pred, gradients in self.lanes_.map_parts(self.module_, step_on, parts, self.splitting_, at_once):
             add_gradients(trained, gradients)
             yield loss, y_pred
 
@@ -215,7 +222,8 @@ class TransferNet(NeuralNet):
             loss = (per_row(losses) * weight).mean()
             if not training:
                 return loss
-            batch = Batch(X, y_true[f"{prefix}row"], weight, embeddings)
+            drawn = tuple(value for name, value in y_true.items() if name.startswith(f"{prefix}drawn_"))
+            batch = Batch(X, y_true[f"{prefix}row"], weight, embeddings, drawn)
             return loss + self.strategy.penalty(network, batch, y_pred)
 
         if "share" not in y_true:
@@ -226,7 +234,7 @@ class TransferNet(NeuralNet):
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Begin an epoch in the history; see skorch."""
         super().on_epoch_begin(net, dataset_train=dataset_train, dataset_valid=dataset_valid, **kwargs)
-        self.side_by_side_ = None  # the strategy may change what is trained
+        self.splitting_ = None  # the strategy may change what is trained
         if self.lanes_ is not None:
             self.lanes_.forget()
         self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))

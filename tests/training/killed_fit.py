@@ -25,7 +25,7 @@ class Kill(Callback):
 
 def make_killable(folder, strategy, **parameters):
     """A fit with all that has a state: dropout, a schedule, early stopping, a moment for each weight."""
-    options = {"max_epochs": 6, "batch_size": 9, "learning_rate": 0.02, "early_stopping": True, "n_iter_no_change": 2}
+    options = {"max_epochs": 6, "batch_size": 9, "learning_rate": 0.02, "early_stopping": True, "n_iter_no_change": 4}
     return make_model(strategy, checkpoint=folder, validation_fraction=0.2, **{**options, **parameters})
 
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from small_models import WAYS, difference, make_model, three_digits
 
@@ -28,6 +29,18 @@ def few():
 @pytest.mark.parametrize("strategy", WAYS)
 def test_same_seed_same_weights(few, strategy):
     assert difference(make_model(strategy).fit(*few), make_model(strategy).fit(*few)) == 0.0
+
+
+@pytest.mark.parametrize("strategy", ["fine_tuning", "lp_ft"])
+def test_files_and_arrays_of_the_same_pixels_give_the_same_weights(strategy, rng, tmp_path):
+    images = rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    paths = [str(tmp_path / f"{number}.png") for number in range(24)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    options = {"image_shape": None, "early_stopping": True, "validation_fraction": 0.25, "batch_size": 6}
+    first, second = (make_model(strategy, **options).fit(X, np.arange(24) % 3) for X in (images, paths))
+    np.testing.assert_array_equal(first.validation_indices_, second.validation_indices_)
+    assert difference(first, second) == 0.0
 
 
 def test_the_state_of_global_generators_has_no_influence(few):

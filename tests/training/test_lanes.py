@@ -1,5 +1,6 @@
 """Parts of a batch side by side: the same weights whatever the number of threads."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from small_models import WAYS, difference, make_model, make_network, three_digits
+from timm.layers import DropPath
 from torch import nn
 
 from sktl.strategies import L2SP, FineTuning
-from sktl.training.lanes import Lanes, add_gradients, n_parts_for, parts_are_independent
+from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
 
 
 def steady(drop=0.0):
@@ -21,15 +23,12 @@ def steady(drop=0.0):
     return network
 
 
-WAYS_IN_PARTS = sorted(name for name, strategy in WAYS.items() if not strategy.updates_batch_norm)
-
-
-@pytest.mark.parametrize("strategy", WAYS_IN_PARTS)
+@pytest.mark.parametrize("strategy", sorted(WAYS))
 def test_number_of_threads_has_no_influence_on_the_weights(strategy, torch_threads):
     fitted = []
     for n_threads in (1, 2):
         torch_threads(n_threads)
-        fitted.append(make_model(strategy, backbone=steady(), max_epochs=2).fit(*three_digits()))
+        fitted.append(make_model(strategy, max_epochs=2).fit(*three_digits()))
     assert difference(*fitted) == 0.0
 
 
@@ -50,7 +49,7 @@ def test_nor_has_it_with_the_refinements_of_training(options, torch_threads):
     fitted = []
     for n_threads in (1, 2):
         torch_threads(n_threads)
-        fitted.append(make_model(backbone=steady(), max_epochs=2, **options).fit(*three_digits()))
+        fitted.append(make_model(max_epochs=2, **options).fit(*three_digits()))
     assert difference(*fitted) == 0.0
 
 
@@ -161,23 +160,53 @@ class Jealous(FineTuning):
         return output.square().mean()
 
 
+class Noise(nn.Module):
+    """Draws random numbers in a way that nobody knows of."""
+
+    def forward(self, images):
+        return images + torch.randn_like(images) if self.training else images
+
+
+class Running(nn.Module):
+    """Keeps statistics in a way that nobody knows of."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_max", torch.zeros(()))
+
+    def forward(self, images):
+        return images / self.running_max.copy_(images.max())
+
+
+APART, DRAWING, MEETING = Splitting(True), Splitting(True, draws=True), Splitting(True, meets=True)
+NEVER = Splitting(False)
+
+
 @pytest.mark.parametrize(
     ("network", "strategy", "expected"),
     [
-        (steady().eval(), FineTuning(), True),
-        (steady().eval(), L2SP(), True),
-        (steady().eval(), Jealous(), False),
-        (steady().train(), FineTuning(), False),  # batch normalisation
-        (nn.Dropout(0.5).train(), FineTuning(), False),
-        (nn.Dropout(0.5).eval(), FineTuning(), True),
+        (steady().eval(), FineTuning(), APART),
+        (steady().eval(), L2SP(), APART),
+        (steady().eval(), Jealous(), NEVER),
+        (steady().train(), FineTuning(), MEETING),
+        (steady(0.2).train(), FineTuning(), Splitting(True, draws=True, meets=True)),
+        (nn.BatchNorm2d(3, momentum=None).train(), FineTuning(), NEVER),
+        (nn.Dropout(0.5).train(), FineTuning(), DRAWING),
+        (nn.Dropout2d(0.5).train(), FineTuning(), DRAWING),
+        (DropPath(0.5).train(), FineTuning(), DRAWING),
+        (nn.Dropout(0.5).eval(), FineTuning(), APART),
+        (Noise().train(), FineTuning(), Splitting(False, draws=True)),
+        (Running().train(), FineTuning(), NEVER),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=str,
 )
-def test_what_hangs_on_the_batch_or_on_random_numbers_is_not_split(network, strategy, expected):
+def test_splitting_goes_by_what_the_rows_of_a_batch_depend_on(network, strategy, expected):
     state = torch.get_rng_state()
+    before = copy.deepcopy(network.state_dict())
     images = torch.ones(1, 3, 16, 16)
-    assert parts_are_independent(network, strategy, lambda: network(images)) is expected
+    assert splitting_of(network, strategy, lambda network: network(images)) == expected
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_penalty_is_asked_for_the_whole_batch_unless_it_says_that_it_can_be_split():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -11,7 +12,15 @@ from sktl.backbones import load_backbone
 from sktl.exceptions import InputError
 from sktl.inputs import ImagePreprocessor, open_rows
 from sktl.strategies import FineTuning, FromScratch, PartialFineTuning
-from sktl.training import Targets, TrainingData, build_network, fit_linear_head, fit_ridge_head, merge_duplicates
+from sktl.training import (
+    Targets,
+    TrainingData,
+    build_network,
+    describe_rows,
+    fit_linear_head,
+    fit_ridge_head,
+    merge_duplicates,
+)
 from sktl.training.callbacks import warmup_cosine
 from sktl.training.data import EvenBatches, batches
 
@@ -166,6 +175,26 @@ def test_equal_rows_are_merged_if_their_targets_are_equal(rng):
     assert found[rows[0].digest, 6] == 4.0
     assert found[rows[1].digest, 5] == 2.0
     assert [merged[index].digest for index in group] == [rows[index].digest for index in range(5)]
+
+
+@pytest.mark.parametrize("form", ["bmp", "png", "webp"])
+def test_order_by_pixels_is_that_of_the_arrays(rng, tmp_path, form):
+    images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{number}.{form}" for number in range(6)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path, **({"lossless": True} if form == "webp" else {}))
+    _, _, of_arrays = merge_duplicates(open_rows(images), targets(6), by_pixels=True)
+    for _ in range(2):  # the second time from the memory of hashes
+        _, _, of_files = merge_duplicates(open_rows(paths), targets(6), by_pixels=True)
+        np.testing.assert_array_equal(of_files, of_arrays)
+
+
+def test_fingerprint_of_the_training_data_does_not_hang_on_the_order(rng):
+    rows = open_rows(rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    known = Targets(np.array([0, 1, 0, 1]), np.ones(4))
+    order = np.array([2, 0, 3, 1])
+    assert describe_rows(rows.take(order), known.take(order)) == describe_rows(rows, known)
+    assert describe_rows(rows, Targets(known.values[order], known.weight)) != describe_rows(rows, known)
 
 
 # The schedule ---------------------------------------------------------------------------------------------------------
