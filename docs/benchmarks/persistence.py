@@ -20,11 +20,11 @@ import argparse
 import importlib.util
 import os
 import pickle
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -83,7 +83,9 @@ def skorch_net(architecture):
 def embetter_pipeline(architecture):
     from embetter.vision import TimmEncoder
 
-    return make_pipeline(TimmEncoder(architecture), LogisticRegression())
+    create = timm.create_model
+    with mock.patch("timm.create_model", lambda name, pretrained, **kwargs: create(name, **kwargs)):  # no download
+        return make_pipeline(TimmEncoder(architecture), LogisticRegression())
 
 
 def forms(architecture, folder):
@@ -94,7 +96,8 @@ def forms(architecture, folder):
     small = fitted(architecture, weights, persist="reference")
     module = module_of(model)
     paths = {
-        name: folder / f"model.{name}" for name in ("safetensors", "module", "joblib", "pickle", "sktl", "small", "net")
+        name: folder / f"model.{name}"
+        for name in ("safetensors", "module", "joblib", "sktl", "small", "net", "embetter")
     }
     yield (
         "safetensors, network built by hand",
@@ -115,12 +118,7 @@ def forms(architecture, folder):
     yield joblib_form("sktl, joblib, persist='reference'", small, paths["small"], module_of)
     yield joblib_form("skorch with AdamW, joblib", skorch_net(architecture), paths["net"], lambda net: net.module_)
     if importlib.util.find_spec("embetter"):
-        try:
-            encoder = embetter_pipeline(architecture)
-        except Exception as error:  # it downloads weights when it is made
-            print(f"embetter: {type(error).__name__}", file=sys.stderr)
-        else:
-            yield joblib_form("embetter, joblib", encoder, folder / "model.embetter", lambda loaded: loaded)
+        yield joblib_form("embetter, joblib", embetter_pipeline(architecture), paths["embetter"], lambda loaded: loaded)
 
 
 def joblib_form(name, model, path, ready):

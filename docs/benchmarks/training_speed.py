@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the questions' names")
     arguments = parser.parse_args()
     print("| question | first, s | second, s | first / second |\n|---|---:|---:|---:|")
     for name, question in (
@@ -125,6 +126,8 @@ def main():
         ("last group, everything in each epoch / frozen layers once", last_group),
         ("a step of resnet18 / the bare loop's", step),
     ):
+        if not any(part in name for part in arguments.only):
+            continue
         first, second = question(arguments)
         print(f"| {name} | {first:.3f} | {second:.3f} | {first / second:.3f} |", flush=True)
 

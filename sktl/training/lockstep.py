@@ -178,7 +178,7 @@ class _BatchNorm(torch.autograd.Function):
         slope = -factor * inverse_std * of_weights / ctx.n
         shift = -factor * of_biases / ctx.n - slope * mean
         along = functional.batch_norm(x, torch.zeros_like(mean), ones, slope, shift, False, 0.0, 0.0)
-        of_x = torch.addcmul(along, gradient, factor.to(x.dtype).view(1, -1, *(1 for _ in x.shape[2:])))
+        of_x = along.addcmul_(gradient, factor.to(x.dtype).view(1, -1, *(1 for _ in x.shape[2:])))
         return (
             of_x,
             None if weight is None else of_weight.to(weight.dtype),

@@ -156,9 +156,8 @@ class TransferNet(NeuralNet):
         return {f"drawn_{number}": value for number, value in enumerate(self.strategy.draw(n))}
 
     def _count_parts(self, inputs: torch.Tensor) -> int:
-        """Say into how many parts the lanes split a batch: as many with kept activations as with the images."""
-        shape = inputs.shape if self.prefix_ is None else (len(inputs), *self.prefix_.input_shape)
-        return n_parts_for(shape, is_tokens=not (inputs.is_floating_point() or inputs.dtype == torch.uint8))
+        """Say into how many parts the lanes split a batch."""
+        return n_parts_for(inputs.shape, is_tokens=not (inputs.is_floating_point() or inputs.dtype == torch.uint8))
 
     def _train_one_by_one(self, batch, parts: list[slice]) -> Iterator[LossAndOutput]:
         for part in parts:
