@@ -60,13 +60,15 @@ class Lanes:
         self.n = min(cpu_share().cores, most_parts)
         self._cores = threading.Semaphore(self.n)
         self._copies: dict[int, list[nn.Module]] = {}
-        self._pool = ThreadPoolExecutor(most_parts, "sktl-training", limit_openmp, (1,))
+        self._pool = ThreadPoolExecutor(self.n, "sktl-training", limit_openmp, (1,))
+        self._meeting_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", limit_openmp, (1,))  # all parts are begun
 
     def __enter__(self) -> "Lanes":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._meeting_pool.shutdown(cancel_futures=True)
 
     def forget(self) -> None:
         """Let go of the copies; to be called when modules may have changed in anything but their weights."""
@@ -152,7 +154,7 @@ class Lanes:
         running: list[Future] = []
         try:
             for number, copied in enumerate(self._copies_of(network, len(parts))):
-                running.append(self._pool.submit(run, copied, number))
+                running.append(self._meeting_pool.submit(run, copied, number))
             for future in running:
                 yield future.result()
         except threading.BrokenBarrierError as error:
