@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils._array_api import _convert_to_numpy, get_namespace
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._repr_html.estimator import _VisualBlock
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
@@ -52,6 +53,12 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
     grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
     """
+
+    def _sk_visual_block_(self) -> _VisualBlock:
+        """Name strategy and backbone in the HTML representation, below the class and before it is opened."""
+        parts = [getattr(self, "strategy", None), self.backbone]
+        caption = " · ".join(_short(part) for part in parts if part is not None)
+        return _VisualBlock("single", self, names=type(self).__name__, name_details=str(self), name_caption=caption)
 
     def __sklearn_clone__(self):
         """Keep a fitted estimator that serves as backbone as it is: its copy would have to be fitted anew."""
@@ -295,3 +302,10 @@ def _explain_columns_of_images(X, error: ValueError) -> None:
             f"X has {len(X.columns)} columns, of which {', '.join(names)} may hold images; one column of images is "
             f"expected. Choose it, X[{names[0]}], or let a ColumnTransformer give each column to its own estimator."
         ) from error
+
+
+def _short(parameter: Any) -> str:
+    """Name a strategy or a backbone in a few words."""
+    if isinstance(parameter, nn.Module | ImageEstimator):
+        return type(parameter).__name__
+    return parameter if isinstance(parameter, str) else repr(parameter)

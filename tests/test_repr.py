@@ -7,6 +7,7 @@ import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_html_repr
 from small_models import three_digits
+from torch import nn
 
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer, TextStatistics, strategies
 from sktl.strategies import STRATEGIES, FineTuning, LoRA, PartialFineTuning
@@ -65,6 +66,20 @@ def test_picture_shows_strategy_and_backbone(cls):
     html = estimator_html_repr(model)
     for shown in (cls.__name__, "mobilenetv3_small_100.lamb_in1k", "LoRA(rank=3)", "backbone", "strategy"):
         assert shown in html
+
+
+@pytest.mark.parametrize(
+    ("estimator", "caption"),
+    [
+        (PretrainedFeatureTransformer("mobilenetv3_small_100"), "mobilenetv3_small_100"),
+        (PretrainedFeatureTransformer(nn.Flatten()), "Flatten"),
+        (FineTuneClassifier(strategy="bitfit"), "bitfit · sktl/tiny"),
+        (FineTuneRegressor(FineTuneClassifier(), LoRA(rank=3)), "LoRA(rank=3) · FineTuneClassifier"),
+    ],
+    ids=str,
+)
+def test_picture_that_is_not_opened_has_them_below_the_name(estimator, caption):
+    assert f'<div class="caption">{caption}</div>' in estimator_html_repr(estimator)
 
 
 def test_what_was_fitted_is_in_the_picture_in_short():
