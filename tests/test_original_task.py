@@ -370,6 +370,23 @@ def test_joint_training_draws_as_many_old_rows_as_new(old_model, old_task):
         assert targets.shape == (n,)
 
 
+def test_joint_training_mixes_new_images_and_draws_old_ones_for_each_half(old_model, old_task):
+    seen = []
+
+    class Watched(JointTraining):
+        def penalty(self, network, batch, output):
+            seen.append(batch.drawn[0].numpy().copy())
+            return super().penalty(network, batch, output)
+
+    X, y = three_digits()
+    on(old_model, Watched(*old_task), batch_size=len(y), mixup=0.5, device="cpu").fit(X, y)
+    half = len(seen) // 2
+    assert sum(map(len, seen)) == 2 * len(np.unique(X, axis=0))
+    assert half >= 1
+    first, *rest = (np.sort(images.reshape(len(images), -1).sum(axis=1)) for images in seen)
+    assert not any(len(each) == len(first) and (each == first).all() for each in rest)
+
+
 def test_joint_training_fits_an_old_head_where_there_is_none(old_task):
     model = make_model(JointTraining(*old_task), max_epochs=3).fit(*three_digits())
     np.testing.assert_array_equal(model.original_classes_, np.unique(old_task[1]))

@@ -230,16 +230,19 @@ def merge_duplicates(rows, targets: Targets, *, by_pixels: bool = False) -> tupl
         For each row given, which of the rows returned it is part of.
     """
 
-    def digest(index: int) -> bytes:
+    def digests(index: int) -> tuple[bytes, bytes]:
         row = rows[index]
-        return row.pixel_digest() if by_pixels and hasattr(row, "pixel_digest") else row.digest
+        return row.pixel_digest() if by_pixels and hasattr(row, "pixel_digest") else row.digest, row.digest
 
-    digests = map_rows(digest, rows, range(len(targets)))
-    keys = np.array(
-        [digest + value.tobytes() for digest, value in zip(digests, targets.values, strict=True)], dtype=object
-    )
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    contents, files = zip(*map_rows(digests, rows, range(len(targets))), strict=True)
+    order = np.array(
+        sorted(range(len(files)), key=files.__getitem__)
+    )  # of files that show the same, one has to be chosen
+    keys = [contents[index] + targets.values[index].tobytes() for index in order]
+    _, first, group = np.unique(np.array(keys, dtype=object), return_index=True, return_inverse=True)
+    group = group[np.argsort(order)]
     weight = np.bincount(group, weights=targets.weight)
+    first = order[first]
     return rows.take(first), Targets(targets.values[first], weight, targets.class_weight), group
 
 

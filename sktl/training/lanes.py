@@ -3,21 +3,24 @@
 import copy
 import math
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktl._random import private_torch_rng
 from sktl.embedding import cpu_share, limit_openmp
 from sktl.strategies import Strategy
-from sktl.training.lockstep import Meeting, PartOfBatch
+from sktl.training.lockstep import Meeting, PartOfBatch, Rehearsal
 
 _T = TypeVar("_T")
 
@@ -148,8 +151,10 @@ class Lanes:
         meeting = Meeting(len(parts), self._cores)
 
         def run(copied: nn.Module, number: int):
-            with meeting.attended(), PartOfBatch(number, seeds[number], meeting):
-                return function(copied, parts[number])
+            with meeting.attended(), PartOfBatch(number, seeds[number], meeting) as part:
+                result = function(copied, parts[number])
+                part.end()
+                return result
 
         running: list[Future] = []
         try:
@@ -165,7 +170,8 @@ class Lanes:
 
     def _copies_of(self, network: nn.Module, n: int) -> list[nn.Module]:
         copies = self._copies.setdefault(id(network), [])
-        copies += [shared_copy(network) for _ in range(n - len(copies))]
+        while len(copies) < n:
+            copies.append(_copy(network, _is_no_counter if copies else _is_any))  # a step is to be counted once
         return copies[:n]
 
 
@@ -177,9 +183,18 @@ def _call(free: "queue.SimpleQueue[nn.Module]", function: Callable[[nn.Module, A
         free.put(network)
 
 
-def shared_copy(network: nn.Module) -> nn.Module:
-    """Copy a network, but for its parameters and buffers."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+def _is_any(name: str) -> bool:
+    return True
+
+
+def _is_no_counter(name: str) -> bool:
+    return not name.endswith("num_batches_tracked")
+
+
+def _copy(network: nn.Module, shares_buffer: Callable[[str], bool]) -> nn.Module:
+    """Copy a network, but for its parameters and for buffers that are to be shared."""
+    buffers = (buffer for name, buffer in network.named_buffers() if shares_buffer(name))
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *buffers)})
 
 
 def add_gradients(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | None, ...]) -> None:
@@ -220,8 +235,8 @@ class Splitting:
     meets: bool = False
 
 
-def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.Module], Any]) -> Splitting:
-    """Find out how a training step may be split.
+def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.Module, int], Any]) -> Splitting:
+    """Find out how a training step may be split, by rehearsals with copies of the network.
 
     Parameters
     ----------
@@ -230,33 +245,45 @@ def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.M
     strategy : Strategy
         See :attr:`~sktl.strategies.Strategy.splits_penalty`.
     forward : callable
-        Runs a copy of the network on one row.
+        Runs a copy of the network on so many rows of the batch, at most.
     """
     if type(strategy).penalty is not Strategy.penalty and not strategy.splits_penalty:
         return Splitting(False)
-    learning = [module for module in network.modules() if module.training and _keeps_statistics(module)]
-    if not all(isinstance(module, _BatchNorm) and module.momentum is not None for module in learning):
+    learning = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    if any(module.momentum is None for module in learning):
         return Splitting(False)
-    trial = shared_copy(network)
+    try:
+        draws = _draws(network, forward, nullcontext())
+        known = not (draws and _draws(network, forward, PartOfBatch())) and _rehearse_statistics(network, forward)
+    except (RuntimeError, MemoryError):  # of checkpointing, say; what else may be wrong the step itself will raise
+        return Splitting(False)
+    return Splitting(known, draws, bool(learning))
+
+
+def _rehearse_statistics(network: nn.Module, forward: Callable[[nn.Module, int], Any]) -> bool:
+    """Say whether batch normalisation is the only thing that keeps statistics, each layer those of the whole batch."""
+    trial = _copy(network, lambda name: False)
+    learning = [module for module in trial.modules() if isinstance(module, _BatchNorm) and module.training]
+    before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+    with Rehearsal() as rehearsal, private_torch_rng(0), torch.no_grad():
+        forward(trial, sys.maxsize if learning else 1)
+    once = {id(module.running_mean): 1 for module in learning}
+    kept = filter(_is_no_counter, before)
+    return rehearsal.calls == once and all(torch.equal(before[name], trial.get_buffer(name)) for name in kept)
+
+
+def _draws(network: nn.Module, forward: Callable[[nn.Module, int], Any], mode: AbstractContextManager) -> bool:
+    """Say whether a step on one row draws from torch's default generator."""
+    trial = _copy(network, lambda name: False)
     for module in trial.modules():
-        if _keeps_statistics(module):
-            module.eval()
-    draws = _draws(lambda: forward(trial))
-
-    def forward_part() -> None:
-        with PartOfBatch():
-            forward(trial)
-
-    return Splitting(not (draws and _draws(forward_part)), draws, bool(learning))
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) or any("running" in name for name, _ in module.named_buffers(recurse=False))
-
-
-def _draws(function: Callable[[], Any]) -> bool:
-    """Say whether a function draws from torch's default generator."""
-    with private_torch_rng(0), torch.no_grad():
+        if isinstance(module, _BatchNorm):
+            module.eval()  # one row has no statistics
+    trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
+    with private_torch_rng(0):
         before = torch.random.get_rng_state()
-        function()
+        # What checkpointing computes again in the backward pass would not know of the mode; disabled hooks make it raise.
+        with mode, disable_saved_tensors_hooks("Parts of a batch are at work."):
+            output = forward(trial, 1)
+            if output.requires_grad:
+                torch.autograd.grad(output.sum(), trained, allow_unused=True)
         return not torch.equal(torch.random.get_rng_state(), before)

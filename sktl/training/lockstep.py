@@ -1,13 +1,19 @@
 """What the parts of a batch have in common, when they run side by side: statistics, and the order of random numbers."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+
+class PartsDisagreeError(RuntimeError):
+    """Parts of a batch did not do the same in the same order, so that what one of them computed means nothing here."""
 
 
 class Meeting:
@@ -45,7 +51,9 @@ class Meeting:
                 self.close()
                 raise
 
-    def exchange(self, part: int, number: int, values: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    def exchange(
+        self, part: int, number: int, topic: tuple, values: tuple[torch.Tensor, ...]
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Hand in the values of a part, and return those of all of them, in the order of the parts.
 
         Parameters
@@ -54,17 +62,27 @@ class Meeting:
             Whose values.
         number : int
             Counts the exchanges.
+        topic : tuple
+            What the values are; the same in all parts.
         values : tuple of tensor
             Not changed by anybody afterwards.
+
+        Raises
+        ------
+        PartsDisagreeError
+            If the topics differ.
         """
         brought = self._rounds[number % 2]
-        brought[part] = values
+        brought[part] = topic, values
         self._cores.release()
         try:
             self._barrier.wait()
         finally:
             self._cores.acquire()
-        return list(brought)
+        topics, contributions = zip(*brought, strict=True)
+        if len(set(topics)) > 1:
+            raise PartsDisagreeError(f"Parts of a batch are at different places: {topics}")
+        return list(contributions)
 
     def close(self) -> None:
         """Let nobody wait any more."""
@@ -93,28 +111,33 @@ class PartOfBatch(TorchFunctionMode):
         self._generator = torch.Generator().manual_seed(seed)
         self._meeting = meeting
         self._n_exchanges = 0
-        self._own: dict[Callable, Callable] = {
+        self._replacements: dict[Callable, Callable] = {
             functional.batch_norm: self._batch_norm,
             functional.dropout: self._dropout,
-            functional.dropout1d: self._dropout_channels,
-            functional.dropout2d: self._dropout_channels,
-            functional.dropout3d: self._dropout_channels,
+            functional.dropout1d: partial(self._dropout_channels, functional.dropout1d, 3),
+            functional.dropout2d: partial(self._dropout_channels, functional.dropout2d, 4),
+            functional.dropout3d: partial(self._dropout_channels, functional.dropout3d, 5),
             functional.scaled_dot_product_attention: self._attention,
             torch.Tensor.bernoulli_: self._bernoulli,
         }
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return self._own.get(func, func)(*args, **(kwargs or {}))
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
-    def exchange(self, *values: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    def exchange(self, topic: str, *values: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
         """Exchange values with the other parts; see :meth:`Meeting.exchange`."""
         self._n_exchanges += 1
-        return self._meeting.exchange(self._part, self._n_exchanges, values)
+        return self._meeting.exchange(self._part, self._n_exchanges, (topic, *map(torch.Tensor.size, values)), values)
+
+    def end(self) -> None:
+        """Wait until all parts have come to their end: none may leave while others still want something of it."""
+        if self._meeting is not None:
+            self.exchange("end")
 
     def _batch_norm(self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
         if not training or self._meeting is None:
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        counts, means, variances = map(torch.stack, zip(*self.exchange(*_statistics(x)), strict=True))
+        counts, means, variances = map(torch.stack, zip(*self.exchange("statistics", *_statistics(x)), strict=True))
         n = int(counts.sum())
         if n == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
@@ -129,7 +152,9 @@ class PartOfBatch(TorchFunctionMode):
     def _dropout(self, x, p=0.5, training=True, inplace=False):
         return self._drop(x, x.shape, p, training, inplace)
 
-    def _dropout_channels(self, x, p=0.5, training=True, inplace=False):
+    def _dropout_channels(self, plain, n_axes: int, x, p=0.5, training=True, inplace=False):
+        if x.ndim != n_axes:  # of a single image, which torch treats in another way
+            return plain(x, p, training, inplace)
         return self._drop(x, (*x.shape[:2], *(1 for _ in x.shape[2:])), p, training, inplace)
 
     def _drop(self, x, shape: Sequence[int], p: float, training: bool, inplace: bool):
@@ -150,7 +175,26 @@ class PartOfBatch(TorchFunctionMode):
         scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            empty = scores.detach().isneginf().all(-1, keepdim=True)  # who may look at nothing sees zeros
+            return self._dropout(scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0), dropout_p) @ value
         return self._dropout(scores.softmax(-1), dropout_p) @ value
+
+
+class Rehearsal(TorchFunctionMode):
+    """Counts how often layers compute statistics over the batch, by their running means; these are left alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[int] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (self._batch_norm if func is functional.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        if training and running_mean is not None:
+            self.calls[id(running_mean)] += 1
+            training = False
+        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -171,7 +215,7 @@ class _BatchNorm(torch.autograd.Function):
             gradient, x, ones, None, None, mean, inverse_std, True, ctx.eps, [False, True, True]
         )
         of_weights, of_biases = (
-            torch.stack(parts).sum(0) for parts in zip(*ctx.part.exchange(of_weight, of_bias), strict=True)
+            torch.stack(parts).sum(0) for parts in zip(*ctx.part.exchange("gradients", of_weight, of_bias), strict=True)
         )
         # d x = scale / std * (gradient - mean of gradient - normalised x * mean of (gradient * normalised x))
         factor = scale * inverse_std

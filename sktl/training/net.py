@@ -16,6 +16,7 @@ from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
 from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
+from sktl.training.lockstep import PartsDisagreeError
 from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
 from sktl.training.network import Network
@@ -129,7 +130,7 @@ class TransferNet(NeuralNet):
         self._set_training(True)
         if self.splitting_ is None and self.lanes_ is not None:
             self.splitting_ = splitting_of(
-                self.module_, self.strategy, lambda network: self.infer(batch[0][:1], network)
+                self.module_, self.strategy, lambda network, n: self.infer(batch[0][:n], network)
             )
         with nullcontext() if self.lanes_ is None else limit_openmp(1):
             return super().train_step(batch, **fit_params)
@@ -138,20 +139,30 @@ class TransferNet(NeuralNet):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
         inputs, known = batch
-        known = {**known, **self._drawn_for(len(inputs))}
-        batch = (inputs, known) if self.mixing is None else self._mixed(inputs, known)
-        splitting = self.splitting_
-        in_lanes = splitting is not None and splitting.possible and not (splitting.meets and self.parts_.n > 1)
-        run = self._train_side_by_side if in_lanes else self._train_one_by_one
+        batch = self._mixed(inputs, known) if self.mixing is not None else (inputs, known | self._drawn(len(inputs)))
 
         def attempt(parts: list[slice]) -> dict[str, torch.Tensor]:
             self._zero_grad_optimizer()
+            run = self._train_side_by_side if self._goes_side_by_side else self._train_one_by_one
             return _gathered(run(batch, parts))
 
-        step = self.parts_.run(len(batch[0]), attempt, self._count_parts(batch[0]) if in_lanes else 1)
+        def at_least() -> int:
+            return self._count_parts(batch[0]) if self._goes_side_by_side else 1
+
+        try:
+            step = self.parts_.run(len(batch[0]), attempt, at_least)
+        except PartsDisagreeError:  # which no rehearsal has shown
+            self.splitting_ = Splitting(False)
+            step = self.parts_.run(len(batch[0]), attempt, at_least)
         return {**step, "loss": self.peers_.combine(self.module_, step["loss"], len(batch[0]))}
 
-    def _drawn_for(self, n: int) -> dict[str, torch.Tensor]:
+    @property
+    def _goes_side_by_side(self) -> bool:
+        """Whether a step is made in the lanes; parts that need each other are all at work, and save no memory."""
+        splitting = self.splitting_
+        return splitting is not None and splitting.possible and not (splitting.meets and self.parts_.n > 1)
+
+    def _drawn(self, n: int) -> dict[str, torch.Tensor]:
         """Return what the strategy draws for a step, by name, so that it goes the batch's way."""
         return {f"drawn_{number}": value for number, value in enumerate(self.strategy.draw(n))}
 
@@ -180,8 +191,9 @@ class TransferNet(NeuralNet):
     def _mixed(self, images: torch.Tensor, known: dict[str, torch.Tensor]):
         """Mix a batch's images with those of the batch turned round, and say what is known of the latter too."""
         images, share = self.mixing.mix(self.module_.normalise(images.to(self.device)))
-        others = {f"other_{name}": value.flip(0) for name, value in known.items()}
-        return images, {**known, **others, "share": torch.full((len(images),), share)}
+        others = {name: value.flip(0) for name, value in known.items()} | self._drawn(len(images))
+        known = known | self._drawn(len(images)) | {f"other_{name}": value for name, value in others.items()}
+        return images, {**known, "share": torch.full((len(images),), share)}
 
     def validation_step(self, batch, **fit_params):
         """Compute outputs and loss of a batch over its parts; see skorch."""
@@ -197,7 +209,9 @@ class TransferNet(NeuralNet):
                 return _gathered(loss_on(network, part) for part in parts)
             return _gathered(self.lanes_.map(network, loss_on, parts, max(1, len(parts) // self.parts_.n)))
 
-        step = self.parts_.run(len(batch[0]), attempt, 1 if self.lanes_ is None else self._count_parts(batch[0]))
+        step = self.parts_.run(
+            len(batch[0]), attempt, lambda: 1 if self.lanes_ is None else self._count_parts(batch[0])
+        )
         return {**step, "loss": self.peers_.mean(step["loss"])}  # the same in all, for they are to stop together
 
     def _forward(self, network: Network, batch, part: slice, training: bool) -> LossAndOutput:
@@ -291,21 +305,8 @@ def _split_by_decay(groups, weight_decay: float):
 
 
 _OWN_SETTINGS = {
-    *(
-        "autocast",
-        "averaging",
-        "batch_size",
-        "callbacks",
-        "device",
-        "iterator_train",
-        "iterator_valid",
-        "lr",
-        "max_epochs",
-        "module",
-        "mixing",
-        "n_parts",
-    ),
-    *("strategy", "train_split", "verbose", "weight_decay"),
+    *("autocast", "averaging", "batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr"),
+    *("max_epochs", "mixing", "module", "n_parts", "strategy", "train_split", "verbose", "weight_decay"),
 }
 
 

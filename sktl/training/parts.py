@@ -24,7 +24,7 @@ class Parts:
         self.n = n
         self.device = device
 
-    def run(self, n_rows: int, attempt: Callable[[list[slice]], Any], at_least: int = 1) -> Any:
+    def run(self, n_rows: int, attempt: Callable[[list[slice]], Any], at_least: Callable[[], int] = lambda: 1) -> Any:
         """Run a batch, again from its beginning in smaller parts if it does not fit into memory.
 
         Parameters
@@ -33,8 +33,8 @@ class Parts:
             Rows of the batch.
         attempt : callable
             Takes the parts as slices of the batch; does not change anything that a second attempt does not reset.
-        at_least : int, default=1
-            Bound on the number of parts.
+        at_least : callable
+            Gives a bound on the number of parts, for each attempt.
 
         Returns
         -------
@@ -44,7 +44,7 @@ class Parts:
         state = random_state(self.device)
         while True:
             try:
-                return attempt(_slices(n_rows, min(max(self.n, at_least), n_rows)))
+                return attempt(_slices(n_rows, min(max(self.n, at_least()), n_rows)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.n >= n_rows:
                     raise

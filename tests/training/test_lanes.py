@@ -9,11 +9,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from small_models import WAYS, difference, make_model, make_network, three_digits
+from small_models import WAYS, difference, make_model, make_network, three_digits, weights_of
 from timm.layers import DropPath
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from sktl.strategies import L2SP, FineTuning
+from sktl.strategies import L2SP, FineTuning, FromScratch
 from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
 
 
@@ -172,10 +173,40 @@ class Running(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("running_max", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(()))
 
     def forward(self, images):
-        return images / self.running_max.copy_(images.max())
+        return images / self.largest.copy_(images.max())
+
+
+class Ghost(nn.Module):
+    """Computes statistics over a few rows at a time (Hoffer et al. 2017)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return torch.cat([self.norm(part) for part in images.split(4)])
+
+
+class OwnBatchNorm(nn.BatchNorm2d):
+    """Computes them by another function."""
+
+    def forward(self, images):
+        statistics = self.running_mean, self.running_var
+        return torch.batch_norm(images, self.weight, self.bias, *statistics, self.training, 0.1, 1e-5, False)
+
+
+class Checkpointed(nn.Module):
+    """Computes a layer again in the backward pass, to save memory."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(3, 3, 1), layer
+
+    def forward(self, images):
+        return checkpoint(self.layer, self.stem(images), use_reentrant=False)
 
 
 APART, DRAWING, MEETING = Splitting(True), Splitting(True, draws=True), Splitting(True, meets=True)
@@ -191,6 +222,11 @@ NEVER = Splitting(False)
         (steady().train(), FineTuning(), MEETING),
         (steady(0.2).train(), FineTuning(), Splitting(True, draws=True, meets=True)),
         (nn.BatchNorm2d(3, momentum=None).train(), FineTuning(), NEVER),
+        (Ghost().train(), FineTuning(), Splitting(False, meets=True)),
+        (OwnBatchNorm(3).train(), FineTuning(), Splitting(False, meets=True)),
+        (Checkpointed(nn.Dropout(0.5)).train(), FineTuning(), NEVER),
+        (Checkpointed(nn.BatchNorm2d(3)).train(), FineTuning(), NEVER),
+        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1)).train(), FineTuning(), NEVER),
         (nn.Dropout(0.5).train(), FineTuning(), DRAWING),
         (nn.Dropout2d(0.5).train(), FineTuning(), DRAWING),
         (DropPath(0.5).train(), FineTuning(), DRAWING),
@@ -203,10 +239,31 @@ NEVER = Splitting(False)
 def test_splitting_goes_by_what_the_rows_of_a_batch_depend_on(network, strategy, expected):
     state = torch.get_rng_state()
     before = copy.deepcopy(network.state_dict())
-    images = torch.ones(1, 3, 16, 16)
-    assert splitting_of(network, strategy, lambda network: network(images)) == expected
+    images = torch.ones(8, 3, 16, 16)
+    assert splitting_of(network, strategy, lambda network, n: network(images[:n])) == expected
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+class Roomy(FromScratch):
+    """Runs out of memory with more than a few rows."""
+
+    splits_penalty = True
+
+    def penalty(self, network, batch, output):
+        if len(batch.rows) > 3:
+            raise MemoryError
+        return 0.0
+
+
+@pytest.mark.parametrize("strategy", [Roomy(), "from_scratch"])
+def test_batch_normalisation_counts_steps_and_not_parts(strategy):
+    """Out of memory too: parts that wait for each other would not save any, so that they then go one by one."""
+    model = make_model(strategy, max_epochs=2, batch_size=15).fit(*three_digits())
+    n_rows = len(np.unique(three_digits()[0], axis=0))
+    for number, value in weights_of(model).items():
+        if number.endswith("num_batches_tracked") and strategy == "from_scratch":
+            assert int(value) == 2 * -(-n_rows // 15)
 
 
 def test_penalty_is_asked_for_the_whole_batch_unless_it_says_that_it_can_be_split():

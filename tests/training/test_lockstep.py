@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from sktl.training.lanes import Lanes, Splitting
-from sktl.training.lockstep import Meeting, PartOfBatch
+from sktl.training.lockstep import Meeting, PartOfBatch, PartsDisagreeError
 
 PARTS = [slice(0, 3), slice(3, 8), slice(8, 12)]
 
@@ -20,11 +20,16 @@ def in_parts(function, parts, cores=2):
     meeting = Meeting(len(parts), threading.Semaphore(cores))
 
     def run(number):
-        with meeting.attended(), PartOfBatch(number, number, meeting):
-            return function(parts[number])
+        with meeting.attended(), PartOfBatch(number, number, meeting) as part:
+            result = function(parts[number])
+            part.end()
+            return result
 
     with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(run, range(len(parts))))
+        try:
+            return list(pool.map(run, range(len(parts))))
+        except threading.BrokenBarrierError:
+            raise meeting.failure from None
 
 
 @pytest.fixture
@@ -127,6 +132,28 @@ def test_attention_drops_from_the_probabilities(mask):
         torch.testing.assert_close(output, exact)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.1)
     assert float(dropped.std()) > 0.1
+
+
+def test_queries_that_may_look_at_nothing_see_zeros():
+    query = torch.ones(1, 1, 3, 4)
+    mask = torch.tensor([[True, False, False], [False, False, False], [True, True, True]])
+    for masked in (mask, torch.zeros(3, 3).masked_fill(~mask, -torch.inf)):
+        with PartOfBatch():
+            output = functional.scaled_dot_product_attention(query, query, query, masked, dropout_p=1e-9)
+        expected = functional.scaled_dot_product_attention(query, query, query, masked)
+        torch.testing.assert_close(output, expected)
+        assert output[0, 0, 1].tolist() == [0.0] * 4
+
+
+def test_parts_that_do_different_things_are_an_error_and_not_a_wait(images):
+    layer = nn.BatchNorm2d(4)
+
+    def run(part):
+        for _ in range(1 + (part.start == 0)):  # one part does more than the others
+            layer(images[part])
+
+    with pytest.raises(PartsDisagreeError, match="different places"):
+        in_parts(run, PARTS)
 
 
 @pytest.fixture

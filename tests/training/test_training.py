@@ -189,6 +189,19 @@ def test_order_by_pixels_is_that_of_the_arrays(rng, tmp_path, form):
         np.testing.assert_array_equal(of_files, of_arrays)
 
 
+def test_file_that_stands_for_others_of_the_same_pixels_does_not_hang_on_the_order(rng, tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "a.bmp", "b.png")]
+    for path, image in zip(paths, rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)[[0, 0, 1]], strict=True):
+        Image.fromarray(image).save(path)
+    chosen = []
+    for order in ([0, 1, 2], [2, 1, 0]):
+        known = Targets(np.zeros(3), np.array([1.0, 2.0, 4.0])[order])
+        rows, merged, group = merge_duplicates(open_rows([paths[index] for index in order]), known, by_pixels=True)
+        chosen.append(([row.digest for row in rows], merged.weight.tolist(), group[order].tolist()))
+    assert chosen[0] == chosen[1]
+    assert sorted(chosen[0][1]) == [3.0, 4.0]
+
+
 def test_fingerprint_of_the_training_data_does_not_hang_on_the_order(rng):
     rows = open_rows(rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
     known = Targets(np.array([0, 1, 0, 1]), np.ones(4))
