@@ -31,7 +31,7 @@ from PIL import Image
 
 from sktl.backbones import load_backbone
 from sktl.embedding import embed
-from sktl.embedding._threads import limit_openmp
+from sktl.embedding._threads import ThreadLimit
 from sktl.embedding.engine import make_plan
 from sktl.embedding.runtime import get_runner
 from sktl.inputs import ImagePreprocessor, open_rows
@@ -113,7 +113,7 @@ def core_ways(paths, runner, preprocess, plan):
             preprocess(row.pixels())
 
     def compute():
-        limit_openmp(1)
+        ThreadLimit(1)
         for _ in range(8):
             runner(batch)
 
@@ -137,7 +137,7 @@ def bare_ways(arrays, backbone, runner, plan):
                 network(batch.permute(0, 3, 1, 2).to(plan.device, plan.dtype))
 
     def program():
-        with ThreadPoolExecutor(plan.lanes, initializer=limit_openmp, initargs=(plan.share.threads,)) as pool:
+        with ThreadPoolExecutor(plan.lanes, initializer=ThreadLimit, initargs=(plan.share.threads,)) as pool:
             list(pool.map(lambda batch: runner(batch).cpu(), small))
 
     return {"module": module, "program": program}

@@ -1,7 +1,7 @@
 """Embeddings of rows: device and precision, batched computation, and the stores that spare it."""
 
 from sktl.embedding._open import open_store
-from sktl.embedding._threads import cpu_share, limit_openmp
+from sktl.embedding._threads import ThreadLimit, cpu_share
 from sktl.embedding.disk import DiskStore
 from sktl.embedding.engine import EmbeddingStats, embed, embed_with_stats
 from sktl.embedding.object_store import ObjectStore
@@ -17,12 +17,12 @@ __all__ = [
     "ObjectFolder",
     "ObjectStore",
     "Store",
+    "ThreadLimit",
     "clear_cache",
     "cpu_share",
     "default_store",
     "embed",
     "embed_with_stats",
-    "limit_openmp",
     "open_store",
     "resolve_device",
     "resolve_devices",

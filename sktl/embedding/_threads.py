@@ -4,7 +4,9 @@ Nothing global changes: OpenMP keeps the size of its teams per calling thread, s
 limits that thread only, and ends with it. (``torch.set_num_threads`` would also change what threads started later get.)
 """
 
+import ctypes
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import joblib
@@ -48,12 +50,44 @@ def cpu_share():
     return CpuShare(cores, lanes, cores // lanes)
 
 
-def limit_openmp(threads):
-    """Limit the parallel regions of the calling thread; what is returned ends that as a context manager does."""
-    torch.get_num_threads()  # makes torch initialise OpenMP in this thread, which would undo a limit set before
-    return _openmp().limit(limits=threads)
+class ThreadLimit:
+    """Limit the parallel regions of the calling thread, in OpenMP and in MKL; as a context manager for a while.
+
+    Parameters
+    ----------
+    threads : int
+        Of each region.
+    """
+
+    def __init__(self, threads: int):
+        torch.get_num_threads()  # makes torch initialise OpenMP in this thread, which would undo a limit set before
+        self._limits = _openmp().limit(limits=threads)
+        self._before = _set_mkl_threads(threads)
+
+    def __enter__(self) -> "ThreadLimit":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._limits.restore_original_limits()
+        _set_mkl_threads(self._before)
 
 
 @functools.cache
 def _openmp():
     return ThreadpoolController().select(user_api="openmp")
+
+
+def _set_mkl_threads(threads: int) -> int:
+    """Set MKL's number for the calling thread, which goes before all other settings; return the old one, 0 for none."""
+    setter = _mkl_setter()
+    return 0 if setter is None else setter(threads)
+
+
+@functools.cache
+def _mkl_setter():
+    """Find the function in torch, which brings its own MKL where it has one; threadpoolctl does not see it there."""
+    for name in ("libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            return getattr(ctypes.CDLL(str(path)), "MKL_Set_Num_Threads_Local", None)
+    return None

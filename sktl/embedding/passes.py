@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sktl.backbones import takes_texts
-from sktl.embedding._threads import limit_openmp
+from sktl.embedding._threads import ThreadLimit
 from sktl.embedding.runtime import get_runner, is_out_of_memory
 from sktl.exceptions import PrecisionWarning
 from sktl.inputs import ImagePreprocessor
@@ -74,7 +74,7 @@ class Passes:
     def limit_thread(self):
         """Give the calling thread, which must be one of our own, its share of the cores."""
         if self.plan.device.type == "cpu":
-            limit_openmp(self.plan.share.threads)
+            ThreadLimit(self.plan.share.threads)
 
     def warn_of_replacement(self, stacklevel):
         """Warn if the precision or runtime that the user asked for is not used."""

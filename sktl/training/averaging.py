@@ -5,7 +5,7 @@ from typing import Any
 from skorch.callbacks import Callback
 from torch import nn
 
-from sktl.embedding import limit_openmp
+from sktl.embedding import ThreadLimit
 
 
 class Averaging(Callback):
@@ -38,7 +38,7 @@ class Averaging(Callback):
     def on_batch_end(self, net, training=False, **kwargs):
         if training:
             self.step_ += 1
-            with limit_openmp(1):  # the same rounding whatever the number of cores
+            with ThreadLimit(1):  # the same rounding whatever the number of cores
                 self.average_.update(net.module_, step=self.step_)
 
     def on_train_end(self, net, **kwargs):

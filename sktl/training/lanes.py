@@ -18,7 +18,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sktl._random import private_torch_rng
-from sktl.embedding import cpu_share, limit_openmp
+from sktl.embedding import ThreadLimit, cpu_share
 from sktl.strategies import Strategy
 from sktl.training.lockstep import Meeting, PartOfBatch, Rehearsal
 
@@ -63,8 +63,8 @@ class Lanes:
         self.n = min(cpu_share().cores, most_parts)
         self._cores = threading.Semaphore(self.n)
         self._copies: dict[int, list[nn.Module]] = {}
-        self._pool = ThreadPoolExecutor(self.n, "sktl-training", limit_openmp, (1,))
-        self._meeting_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", limit_openmp, (1,))  # all parts are begun
+        self._pool = ThreadPoolExecutor(self.n, "sktl-training", ThreadLimit, (1,))
+        self._meeting_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", ThreadLimit, (1,))  # all parts are begun
 
     def __enter__(self) -> "Lanes":
         return self
@@ -281,7 +281,7 @@ def _draws(network: nn.Module, forward: Callable[[nn.Module, int], Any], mode: A
     trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
     with private_torch_rng(0):
         before = torch.random.get_rng_state()
-        # What checkpointing computes again in the backward pass would not know of the mode; disabled hooks make it raise.
+        # What checkpointing computes again in the backward pass would not know of the mode: without hooks it raises.
         with mode, disable_saved_tensors_hooks("Parts of a batch are at work."):
             output = forward(trial, 1)
             if output.requires_grad:

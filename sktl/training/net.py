@@ -10,7 +10,7 @@ from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughSco
 from skorch.utils import noop
 from torch import nn
 
-from sktl.embedding import limit_openmp
+from sktl.embedding import ThreadLimit
 from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
@@ -132,7 +132,7 @@ class TransferNet(NeuralNet):
             self.splitting_ = splitting_of(
                 self.module_, self.strategy, lambda network, n: self.infer(batch[0][:n], network)
             )
-        with nullcontext() if self.lanes_ is None else limit_openmp(1):
+        with nullcontext() if self.lanes_ is None else ThreadLimit(1):
             return super().train_step(batch, **fit_params)
 
     def train_step_single(self, batch, **fit_params):
