@@ -63,6 +63,7 @@ class Lanes:
         self.n = min(cpu_share().cores, most_parts)
         self._cores = threading.Semaphore(self.n)
         self._copies: dict[int, list[nn.Module]] = {}
+        self._splittings: dict[tuple, Splitting] = {}
         self._pool = ThreadPoolExecutor(self.n, "sktl-training", ThreadLimit, (1,))
         self._meeting_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", ThreadLimit, (1,))  # all parts are begun
 
@@ -168,6 +169,16 @@ class Lanes:
             meeting.close()
             wait(running)
 
+    def splitting_of(
+        self, network: nn.Module, strategy: Strategy, forward: Callable[[nn.Module, int], Any]
+    ) -> "Splitting":
+        """Return what :func:`splitting_of` says, at once if the same is in training as in an earlier epoch."""
+        trained = tuple(parameter.requires_grad for parameter in network.parameters())
+        state = trained, tuple(module.training for module in network.modules())
+        if state not in self._splittings:
+            self._splittings[state] = splitting_of(network, strategy, forward)
+        return self._splittings[state]
+
     def _copies_of(self, network: nn.Module, n: int) -> list[nn.Module]:
         copies = self._copies.setdefault(id(network), [])
         while len(copies) < n:
@@ -249,41 +260,42 @@ def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.M
     """
     if type(strategy).penalty is not Strategy.penalty and not strategy.splits_penalty:
         return Splitting(False)
-    learning = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    trial = _copy(network, lambda name: False)
+    learning = [module for module in trial.modules() if isinstance(module, _BatchNorm) and module.training]
     if any(module.momentum is None for module in learning):
         return Splitting(False)
+    before = {name: buffer.clone() for name, buffer in trial.named_buffers() if _is_no_counter(name)}
     try:
-        draws = _draws(network, forward, nullcontext())
-        known = not (draws and _draws(network, forward, PartOfBatch())) and _rehearse_statistics(network, forward)
+        for module in learning:
+            module.eval()  # one row has no statistics
+        draws = _draws(trial, forward, nullcontext())
+        known = not (draws and _draws(trial, forward, PartOfBatch()))
+        for module in learning:
+            module.train()
+        known = known and _each_sees_all(learning, trial, forward)
     except (RuntimeError, MemoryError):  # of checkpointing, say; what else may be wrong the step itself will raise
         return Splitting(False)
+    known = known and all(torch.equal(value, trial.get_buffer(name)) for name, value in before.items())
     return Splitting(known, draws, bool(learning))
 
 
-def _rehearse_statistics(network: nn.Module, forward: Callable[[nn.Module, int], Any]) -> bool:
-    """Say whether batch normalisation is the only thing that keeps statistics, each layer those of the whole batch."""
-    trial = _copy(network, lambda name: False)
-    learning = [module for module in trial.modules() if isinstance(module, _BatchNorm) and module.training]
-    before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+def _each_sees_all(learning: list[_BatchNorm], network: nn.Module, forward: Callable[[nn.Module, int], Any]) -> bool:
+    """Say whether each layer that learns its statistics computes them once, over the whole batch."""
+    if not learning:
+        return True
     with Rehearsal() as rehearsal, private_torch_rng(0), torch.no_grad():
-        forward(trial, sys.maxsize if learning else 1)
-    once = {id(module.running_mean): 1 for module in learning}
-    kept = filter(_is_no_counter, before)
-    return rehearsal.calls == once and all(torch.equal(before[name], trial.get_buffer(name)) for name in kept)
+        forward(network, sys.maxsize)
+    return rehearsal.calls == {id(layer.running_mean): 1 for layer in learning}
 
 
 def _draws(network: nn.Module, forward: Callable[[nn.Module, int], Any], mode: AbstractContextManager) -> bool:
     """Say whether a step on one row draws from torch's default generator."""
-    trial = _copy(network, lambda name: False)
-    for module in trial.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()  # one row has no statistics
-    trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with private_torch_rng(0):
         before = torch.random.get_rng_state()
         # What checkpointing computes again in the backward pass would not know of the mode: without hooks it raises.
         with mode, disable_saved_tensors_hooks("Parts of a batch are at work."):
-            output = forward(trial, 1)
+            output = forward(network, 1)
             if output.requires_grad:
                 torch.autograd.grad(output.sum(), trained, allow_unused=True)
         return not torch.equal(torch.random.get_rng_state(), before)

@@ -15,7 +15,7 @@ from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
-from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
+from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for
 from sktl.training.lockstep import PartsDisagreeError
 from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
@@ -129,7 +129,7 @@ class TransferNet(NeuralNet):
         """Make a step; on a CPU with one core in this thread, for rounding hangs on their number; see skorch."""
         self._set_training(True)
         if self.splitting_ is None and self.lanes_ is not None:
-            self.splitting_ = splitting_of(
+            self.splitting_ = self.lanes_.splitting_of(
                 self.module_, self.strategy, lambda network, n: self.infer(batch[0][:n], network)
             )
         with nullcontext() if self.lanes_ is None else ThreadLimit(1):
