@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
-from small_models import make_model, make_network, three_digits
+from small_models import difference, make_model, make_network, three_digits
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
 from sktl.backbones import load_backbone
@@ -385,6 +385,20 @@ def test_joint_training_mixes_new_images_and_draws_old_ones_for_each_half(old_mo
     assert half >= 1
     first, *rest = (np.sort(images.reshape(len(images), -1).sum(axis=1)) for images in seen)
     assert not any(len(each) == len(first) and (each == first).all() for each in rest)
+
+
+@pytest.mark.parametrize(
+    "make_strategy", [JointTraining, lambda X, y: LearningWithoutForgetting()], ids=["joint", "lwf"]
+)
+def test_number_of_threads_has_no_influence_on_either_task(make_strategy, old_model, old_task, torch_threads):
+    fitted = []
+    for n_threads in (1, 2):
+        torch_threads(n_threads)
+        model = on(old_model, make_strategy(*old_task), batch_size=16, max_epochs=2, device="cpu")
+        fitted.append(model.fit(*three_digits()))
+    assert difference(*fitted) == 0.0
+    first, second = (model.predict_proba_original(old_task[0]) for model in fitted)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_joint_training_fits_an_old_head_where_there_is_none(old_task):
