@@ -28,7 +28,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         ``"hf-hub:org/name"``, ``"local-dir:/path"``, a network of your own, which is copied, or a fitted
         FineTuneClassifier, whose fine-tuned network is taken and whose head becomes the original head. For
         texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
-    strategy : str or Strategy, default="lp_ft"
+    strategy : str or Strategy, default="wise_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
         ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"lwf"``, ``"from_scratch"``, or an
         object from :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
@@ -218,7 +218,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     def __init__(
         self,
         backbone="sktl/tiny",
-        strategy="lp_ft",
+        strategy="wise_ft",
         *,
         weights="pretrained",
         data_config=None,

@@ -24,7 +24,7 @@ class FineTuneRegressor(RegressorMixin, Heads):
         The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
         ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
         of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
-    strategy : str or Strategy, default="lp_ft"
+    strategy : str or Strategy, default="wise_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
         ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
         ``strategy__<parameter>``.

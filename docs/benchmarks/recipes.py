@@ -32,7 +32,6 @@ STRATEGIES = [
     "fine_tuning",
     "bitfit",
     "l2_sp",
-    "wise_ft",
 ]
 SEARCHED = ["feature_extraction", "bitfit", "wise_ft", "lp_ft"]
 

@@ -104,11 +104,16 @@ def written(path):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def asked(name, part):
+    """Return whether a recipe is meant: by its name, or by a part of it that is no other's name."""
+    return part == name or (part in name and part not in RECIPES)
+
+
 def trials(arguments):
     """Return the settings of all trials, the first seed and the smallest sets first."""
     shared = {name: getattr(arguments, name) for name in (*SETTINGS, "test_per_class")}
     shared["weights"] = str(Path(arguments.weights).resolve())
-    names = [name for name in RECIPES if not arguments.recipes or any(part in name for part in arguments.recipes)]
+    names = [name for name in RECIPES if not arguments.recipes or any(asked(name, part) for part in arguments.recipes)]
     for seed, per_class, folder, recipe in product(range(arguments.seeds), arguments.per_class, arguments.sets, names):
         images = arguments.results.with_suffix(".images") / f"{folder.name}-{arguments.image_size}"
         chosen = {"set": folder.name, "folder": str(images), "per_class": per_class, "seed": seed, "recipe": recipe}

@@ -140,7 +140,8 @@ class FineTuner(PassByPass):
             solve = not goes_on or not self.strategy_.trains_backbone
             embeddings = self._fit_head(network, rows, targets, backbone, views, seed, solve=solve)
         if self.strategy_.trains_backbone:
-            start = start_of_training(self.strategy_, backbone, embeddings, draw_original)
+            rows_per_output = len(targets) / self._n_outputs()
+            start = start_of_training(self.strategy_, backbone, embeddings, draw_original, rows_per_output)
             self.strategy_.on_train_begin(network, start)
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))

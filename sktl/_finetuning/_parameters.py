@@ -49,7 +49,7 @@ class TrainingParameters(ImageEstimator):
     def __init__(
         self,
         backbone="sktl/tiny",
-        strategy="lp_ft",
+        strategy="wise_ft",
         *,
         weights="pretrained",
         data_config=None,

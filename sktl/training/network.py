@@ -167,7 +167,11 @@ def _original_head(backbone: Backbone, strategy) -> OriginalHead:
 
 
 def start_of_training(
-    strategy, backbone: Backbone, embeddings: np.ndarray | None, draw_original: Callable | None = None
+    strategy,
+    backbone: Backbone,
+    embeddings: np.ndarray | None,
+    draw_original: Callable | None = None,
+    rows_per_output: float | None = None,
 ) -> Start:
     """Gather what a strategy may take down before training.
 
@@ -181,9 +185,11 @@ def start_of_training(
         Those of the training rows, where the head was fitted on them.
     draw_original : callable, default=None
         Draws rows of the old task.
+    rows_per_output : float, default=None
+        Training rows for each class or target, where their number is known.
     """
     initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
-    return Start(embeddings, initial, draw_original)
+    return Start(embeddings, initial, draw_original, rows_per_output)
 
 
 def assemble(

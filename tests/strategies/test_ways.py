@@ -1,8 +1,11 @@
 """What defines each way of transfer, checked on what it does to a network."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 from small_models import WAYS, make_model, make_network, three_digits
 from torch import nn
 
@@ -308,10 +311,25 @@ def test_wise_ft_lies_between_linear_probe_and_fine_tuning():
             torch.testing.assert_close(part[name], 0.75 * start + 0.25 * tuned[name])
 
 
+@pytest.mark.parametrize(("n_per_class", "alpha"), [(5, 0.5), (30, 0.6), (180, 0.9)])
+def test_wise_ft_goes_further_the_more_rows_there_are(n_per_class, alpha):
+    X = np.random.default_rng(0).integers(0, 17, (2 * n_per_class, 64))
+    model = make_model("wise_ft", max_epochs=1).fit(X, np.arange(len(X)) % 2)
+    assert model.strategy_.alpha_ == pytest.approx(alpha)
+    assert pickle.loads(pickle.dumps(model)).strategy_.alpha_ == model.strategy_.alpha_
+
+
+def test_wise_ft_ends_where_training_does_when_rows_come_in_parts():
+    images, labels = three_digits()
+    wise, tuned = (make_model(name).partial_fit(images, labels, np.unique(labels)) for name in ("wise_ft", "lp_ft"))
+    assert_array_equal(wise.predict_proba(images), tuned.predict_proba(images))
+
+
 # What all have in common ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, strategy in WAYS.items() if strategy.trains_backbone])
 def test_nothing_taken_down_for_training_is_kept(name):
     model = make_model(name, max_epochs=1).fit(*three_digits())
-    assert vars(model.strategy_).keys() == model.strategy_.get_params().keys()
+    kept = {name: value for name, value in vars(model.strategy_).items() if name not in model.strategy_.get_params()}
+    assert all(name.endswith("_") and isinstance(value, float) for name, value in kept.items())
