@@ -38,6 +38,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
 from sktl.backbones import load_backbone
+from sktl.strategies import resolve_strategy
 
 PENALTIES = np.logspace(-4, 1, 6)
 
@@ -160,7 +161,11 @@ def score_training(backbone, strategy, data, arguments):
     train, test, y, y_test = data
     columns = {}
     for epochs, seed in product(arguments.epochs, range(arguments.seeds)):
-        model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed).fit(train, y)
+        model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed)
+        if strategy != "from_scratch":
+            model.set_params(strategy=resolve_strategy(strategy), learning_rate=arguments.learning_rate)
+            model.strategy.set_params(backbone_lr_scale=arguments.backbone_lr_scale)
+        model.fit(train, y)
         columns.setdefault(f"{epochs} epoch{'s' * (epochs > 1)}", []).append(model.score(test, y_test))
     return columns
 
@@ -247,6 +252,8 @@ def main():
     parser.add_argument("--draws", type=int, default=5, help="of a few images per class")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 5], help="of training all weights")
     parser.add_argument("--strategy", default="lp_ft", help="how backbones are fine-tuned (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the head in fine-tuning (%(default)s)")
+    parser.add_argument("--backbone-lr-scale", type=float, default=0.3, help="share of it that is the backbone's")
     parser.add_argument("--seeds", type=int, default=3, help="of random weights and of training")
     parser.add_argument("--results", type=Path, help="JSON file that keeps what was measured")
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ be judged while the run goes on. What the exported backbone is worth on photogra
 Usage::
 
     python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-1.safetensors /tmp/pretrain/tiny.pt --measure
+    python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-2.safetensors --rates 0.001:0.3 0.003:1
 """
 
 import argparse
@@ -25,6 +26,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+
+from sktl import FineTuneClassifier
+from sktl.strategies import LinearProbeThenFineTuning
 
 from .export import averaged_backbone
 from .tasks import digits_task, palettes_task, unseen_formulas_task
@@ -117,6 +121,20 @@ def print_table(title, task, networks, size):
         print(f"| {name} | {' | '.join(f'{score:.3f}' for score in scores)} |", flush=True)
 
 
+def print_fine_tuning(title, task, network, size, rates, epochs):
+    """Print what fine-tuning makes of a task at each pair of rates, beside the same network from scratch."""
+    train, test, train_labels, test_labels = task
+    ways = {f"{rate}, backbone x {scale}": ("lp_ft", rate, scale) for rate, scale in rates}
+    print(f"\n{title}, fine-tuned, {epochs} epochs\n\n| learning rate | accuracy |\n|---|---|")
+    for name, (strategy, rate, scale) in {**ways, "from scratch": ("from_scratch", None, None)}.items():
+        scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
+        model = FineTuneClassifier(network, strategy, data_config=scaling, image_size=size, max_epochs=epochs)
+        model.set_params(random_state=0)
+        if scale is not None:
+            model.set_params(strategy=LinearProbeThenFineTuning(backbone_lr_scale=scale), learning_rate=rate)
+        print(f"| {name} | {model.fit(train, train_labels).score(test, test_labels):.3f} |", flush=True)
+
+
 def multiply_adds(network, size):
     """Count the multiply-adds of all convolutions for one image, in millions."""
     counts = []
@@ -144,11 +162,21 @@ def print_cost(network, size, n_images=500):
         print(f"{side} x {side}: {multiply_adds(network, side):.1f} million multiply-adds, {speed:.0f} images/s")
 
 
+def rates(text):
+    """Read a learning rate, and the share of it that the backbone has."""
+    rate, scale = map(float, text.split(":"))
+    return rate, scale
+
+
 def build_parser():
     """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", type=Path, help="checkpoints, or safetensors with JSON beside them")
     parser.add_argument("--size", type=int, default=64, help="side of the input (default: %(default)s)")
+    parser.add_argument(
+        "--rates", nargs="+", type=rates, help="LEARNING_RATE:BACKBONE_SCALE, to fine-tune the first by"
+    )
+    parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning (default: %(default)s)")
     parser.add_argument("--measure", action="store_true", help="also count multiply-adds and measure the speed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     return parser
@@ -165,7 +193,11 @@ def main():
         ("unseen formulas", unseen_formulas_task),
         ("palettes", palettes_task),
     ):
-        print_table(title, task(), networks, arguments.size)
+        if arguments.rates:
+            network = networks[arguments.networks[0].name]
+            print_fine_tuning(title, task(), network, arguments.size, arguments.rates, arguments.epochs)
+        else:
+            print_table(title, task(), networks, arguments.size)
     if arguments.measure:
         print_cost(networks[arguments.networks[0].name], arguments.size)
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from importlib.metadata import version
 
-STRATEGIES = ("feature_extraction", "lp_ft", "partial", "fine_tuning", "from_scratch")
+STRATEGIES = ("feature_extraction", "wise_ft", "partial", "fine_tuning", "from_scratch")
 
 _MAIN_EXAMPLES = """\
 examples:
@@ -18,7 +18,7 @@ examples:
 _COMPARE_TEXT = """\
 Find out which way of transfer suits your pictures.
 
-Sets a part of the images aside for the test, cross-validates every strategy of FineTuneClassifier on the others,
+Sets a part of the images aside for the test, cross-validates strategies of FineTuneClassifier on the others,
 beside a logistic regression on the embeddings and one on the raw pixels, prints a table, draws it, and saves the way
 with the best cross-validated accuracy, fitted to all training images, as a model for `sktl predict`.
 """
@@ -30,7 +30,7 @@ folders:
 
 examples:
   sktl compare digits
-  sktl compare birds --strategies feature_extraction,lp_ft --epochs 3
+  sktl compare birds --strategies feature_extraction,wise_ft --epochs 3
   sktl compare birds --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors --image-size 128
 """
 
