@@ -25,9 +25,9 @@ class FineTuneRegressor(RegressorMixin, Heads):
         ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
         of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="wise_ft"
-        The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"fine_tuning"``,
-        ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and searched as
-        ``strategy__<parameter>``.
+        The way of transfer: ``"feature_extraction"``, ``"wise_ft"``, ``"lp_ft"``, ``"partial"``,
+        ``"fine_tuning"``, ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and
+        searched as ``strategy__<parameter>``.
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
         or a random start.

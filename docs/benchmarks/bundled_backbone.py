@@ -164,7 +164,8 @@ def score_training(backbone, strategy, data, arguments):
         model = FineTuneClassifier(backbone, strategy, max_epochs=epochs, random_state=seed)
         if strategy != "from_scratch":
             model.set_params(strategy=resolve_strategy(strategy), learning_rate=arguments.learning_rate)
-            model.strategy.set_params(backbone_lr_scale=arguments.backbone_lr_scale)
+            if arguments.backbone_lr_scale is not None:
+                model.strategy.set_params(backbone_lr_scale=arguments.backbone_lr_scale)
         model.fit(train, y)
         columns.setdefault(f"{epochs} epoch{'s' * (epochs > 1)}", []).append(model.score(test, y_test))
     return columns
@@ -252,8 +253,8 @@ def main():
     parser.add_argument("--draws", type=int, default=5, help="of a few images per class")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 5], help="of training all weights")
     parser.add_argument("--strategy", default="lp_ft", help="how backbones are fine-tuned (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the head in fine-tuning (%(default)s)")
-    parser.add_argument("--backbone-lr-scale", type=float, default=0.3, help="share of it that is the backbone's")
+    parser.add_argument("--learning-rate", type=float, help="of the head in fine-tuning (the strategy's own)")
+    parser.add_argument("--backbone-lr-scale", type=float, help="the backbone's share of it (the strategy's own)")
     parser.add_argument("--seeds", type=int, default=3, help="of random weights and of training")
     parser.add_argument("--results", type=Path, help="JSON file that keeps what was measured")
     arguments = parser.parse_args()

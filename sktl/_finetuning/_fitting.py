@@ -140,8 +140,9 @@ class FineTuner(PassByPass):
             solve = not goes_on or not self.strategy_.trains_backbone
             embeddings = self._fit_head(network, rows, targets, backbone, views, seed, solve=solve)
         if self.strategy_.trains_backbone:
-            rows_per_output = len(targets) / self._n_outputs()
-            start = start_of_training(self.strategy_, backbone, embeddings, draw_original, rows_per_output)
+            n_classes = self._n_outputs() if targets.are_classes else 1
+            rows_per_class = None if goes_on else len(targets) / n_classes
+            start = start_of_training(self.strategy_, backbone, embeddings, draw_original, rows_per_class)
             self.strategy_.on_train_begin(network, start)
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))

@@ -111,7 +111,7 @@ class PassByPass(TrainingRows):
         state = super().__getstate__()
         passes = state.pop("_passes", None)
         if passes is not None:
-            state["strategy_"] = clone(self.strategy_)  # without what it has taken down for the passes
+            state["strategy_"] = _without_what_it_took_down(self.strategy_)
             if self.warm_start and passes.usable:
                 state["_passes_state"] = passes.state()
         return state
@@ -120,6 +120,13 @@ class PassByPass(TrainingRows):
         """Let go of a network in training."""
         self.__dict__.pop("_passes", None)
         self.__dict__.pop("_passes_state", None)
+
+
+def _without_what_it_took_down(strategy):
+    """Copy a strategy with what it learned, whose names end in an underscore, but not with what it needs in passes."""
+    copied = clone(strategy)
+    vars(copied).update({name: value for name, value in vars(strategy).items() if name.endswith("_")})
+    return copied
 
 
 def plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _add_network(group, size: str) -> None:
 
 def _add_experiment(group) -> None:
     group.add_argument(
-        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"of {', '.join(STRATEGIES)} (all)"
+        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"names ({','.join(STRATEGIES)})"
     )
     group.add_argument(
         "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (%(default)s)"

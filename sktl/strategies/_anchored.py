@@ -1,15 +1,17 @@
 """Strategies that train every weight and hold it near the pretrained one."""
 
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
 
 from sktl.strategies._tuned import PROBE, SCALE, SlowBackbone
 from sktl.strategies.base import Batch, Start, TrainableNetwork
 
-_HALF_WAY = 20  # rows per output, by measurements on images that no fit had seen; see the user guide
+_HALF_WAY = 20  # rows per class, by measurements on images that no fit had seen; see the user guide
 
 
 class L2SP(SlowBackbone):
@@ -32,7 +34,7 @@ class L2SP(SlowBackbone):
 
     See Also
     --------
-    WiseFT : Goes back half of the way after training.
+    WiseFT : Goes part of the way back after training.
 
     References
     ----------
@@ -90,15 +92,18 @@ class WiseFT(SlowBackbone):
     most of what fine-tuning gains on images like the training images, and gains on unlike ones.
 
     With few rows the end is noise in good part, and with many it is not: ``alpha="auto"`` goes half of the way up to 20
-    training rows per output (class or target), and ``r / (r + 20)`` of it with r rows. One half is the paper's; the
-    rule is sktl's.
+    training rows per class, and ``r / (r + 20)`` of it with r rows. One half is the paper's; the rule is sktl's, from
+    measurements on photographs. r counts different rows, without those that are held out; for numbers and for labels
+    of which several may hold it is the number of rows, since each speaks for every output.
+
+    What is measured on validation rows after each epoch, and early stopping, know the network before it goes back.
 
     Parameters
     ----------
     alpha : float or "auto", default="auto"
         How far to go from the start (0: feature extraction) to the end (1: ``"lp_ft"``). "auto" is 0.5 up
-        to 20 rows per class, 0.75 at 60 and 0.91 at 200; and 1 in ``partial_fit``, where nobody knows how many rows
-        will come.
+        to 20 rows per class, 0.75 at 60 and 0.91 at 200; and 1 where training goes on from an earlier fit
+        (``warm_start``) or from call to call (``partial_fit``): what was learnt before is not to be taken back.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3
@@ -139,17 +144,23 @@ class WiseFT(SlowBackbone):
         self.backbone_lr_scale = backbone_lr_scale
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
-        self.alpha_ = _share_of_the_way(start.rows_per_output) if self.alpha == "auto" else float(self.alpha)
+        self.alpha_ = _share_of_the_way(start.rows_per_class) if self.alpha == "auto" else float(self.alpha)
         self._initial = start.initial_weights
-        self._initial_head = {name: value.detach().clone() for name, value in network.head.named_parameters()}
+        self._initial_head = {name: value.clone() for name, value in _numbers_of(network.head)}
 
     def finish(self, network: TrainableNetwork) -> None:
         with torch.no_grad():
-            for part, initial in ((network.backbone, self._initial), (network.head, self._initial_head)):
-                for name, parameter in part.named_parameters():
-                    parameter.copy_(torch.lerp(initial[name], parameter, self.alpha_))
+            for name, value in network.backbone.named_parameters():
+                value.copy_(torch.lerp(self._initial[name], value, self.alpha_))
+            for name, value in _numbers_of(network.head):
+                value.copy_(torch.lerp(self._initial_head[name], value, self.alpha_))
         del self._initial, self._initial_head
 
 
-def _share_of_the_way(rows_per_output: float | None) -> float:
-    return 1.0 if rows_per_output is None else max(0.5, rows_per_output / (rows_per_output + _HALF_WAY))
+def _numbers_of(head: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield parameters and running statistics by name."""
+    return ((name, value) for name, value in head.state_dict().items() if value.is_floating_point())
+
+
+def _share_of_the_way(rows_per_class: float | None) -> float:
+    return 1.0 if rows_per_class is None else max(0.5, rows_per_class / (rows_per_class + _HALF_WAY))

@@ -75,14 +75,15 @@ class Start:
     draw_original : callable or None
         Takes a number of rows and draws so many of the old task at random, where the strategy brings them; returns
         their images and class indices.
-    rows_per_output : float or None
-        Training rows for each class or target; None where they come in parts.
+    rows_per_class : float or None
+        Number of different training rows, over that of the classes where a row has one class; None where training goes
+        on from an earlier one, or rows come in parts.
     """
 
     embeddings: np.ndarray | None = None
     initial_weights: dict[str, torch.Tensor] | None = None
     draw_original: Callable[[int], tuple[torch.Tensor, torch.Tensor]] | None = None
-    rows_per_output: float | None = None
+    rows_per_class: float | None = None
 
 
 class Strategy(BaseEstimator):

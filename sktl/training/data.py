@@ -44,6 +44,11 @@ class Targets:
         return Targets(self.values[indices], self.weight[indices], self.class_weight)
 
     @property
+    def are_classes(self) -> bool:
+        """Whether a row has one class; else it has numbers, or a label in each column."""
+        return np.issubdtype(self.values.dtype, np.integer)
+
+    @property
     def loss_weight(self) -> np.ndarray:
         """How much each row's loss counts."""
         return self.weight if self.class_weight is None else self.weight * self.class_weight[self.values]

@@ -217,30 +217,14 @@ def add_gradients(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor 
         What to add to the ``grad`` of.
     gradients : tuple of tensor or None
         As ``torch.autograd.grad`` gives them: two may share memory, and a kernel's gradient may have its channels last.
-        They are the parameters' own afterwards, where that needs no copy.
     """
-    taken: set[int] = set()
-    sums, terms = [], []
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
-            parameter.grad = _own(gradient, parameter, taken)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         else:
-            sums.append(parameter.grad)
-            terms.append(gradient)
-    if sums:
-        torch._foreach_add_(sums, terms)  # as torch's own optimizers do
-
-
-def _own(gradient: torch.Tensor, parameter: nn.Parameter, taken: set[int]) -> torch.Tensor:
-    """Return a gradient laid out as its parameter, in memory that is not taken and that nothing else is in."""
-    memory = gradient.untyped_storage()
-    alone = memory.nbytes() == gradient.nbytes and memory.data_ptr() not in taken
-    taken.add(memory.data_ptr())
-    if alone and gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+            parameter.grad.add_(gradient)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def start_of_training(
     backbone: Backbone,
     embeddings: np.ndarray | None,
     draw_original: Callable | None = None,
-    rows_per_output: float | None = None,
+    rows_per_class: float | None = None,
 ) -> Start:
     """Gather what a strategy may take down before training.
 
@@ -185,11 +185,11 @@ def start_of_training(
         Those of the training rows, where the head was fitted on them.
     draw_original : callable, default=None
         Draws rows of the old task.
-    rows_per_output : float, default=None
-        Training rows for each class or target, where their number is known.
+    rows_per_class : float, default=None
+        See :class:`~sktl.strategies.Start`.
     """
     initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
-    return Start(embeddings, initial, draw_original, rows_per_output)
+    return Start(embeddings, initial, draw_original, rows_per_class)
 
 
 def assemble(

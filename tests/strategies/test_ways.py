@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from small_models import WAYS, make_model, make_network, three_digits
+from small_models import WAYS, difference, make_model, make_network, make_regressor, three_digits
 from torch import nn
 
 from sktl.backbones import load_backbone
@@ -319,10 +319,40 @@ def test_wise_ft_goes_further_the_more_rows_there_are(n_per_class, alpha):
     assert pickle.loads(pickle.dumps(model)).strategy_.alpha_ == model.strategy_.alpha_
 
 
+def test_each_row_speaks_for_every_column():
+    X, y = three_digits()
+    labels = np.stack([y == label for label in (0, 1, 2)], axis=1).astype(int)
+    for make, targets in ((make_regressor, y), (make_regressor, labels), (make_model, labels)):
+        assert make("wise_ft", max_epochs=1).fit(X, targets).strategy_.alpha_ == pytest.approx(45 / 65)
+
+
 def test_wise_ft_ends_where_training_does_when_rows_come_in_parts():
     images, labels = three_digits()
     wise, tuned = (make_model(name).partial_fit(images, labels, np.unique(labels)) for name in ("wise_ft", "lp_ft"))
     assert_array_equal(wise.predict_proba(images), tuned.predict_proba(images))
+    assert pickle.loads(pickle.dumps(wise)).strategy_.alpha_ == 1
+
+
+def test_wise_ft_keeps_what_an_earlier_fit_has_learnt():
+    few = three_digits()
+    wise, tuned = (make_model("lp_ft", max_epochs=1, warm_start=True).fit(*few) for _ in range(2))
+    wise.set_params(strategy="wise_ft").fit(*few)
+    assert difference(wise, tuned) > 0
+    assert difference(wise, tuned.fit(*few)) == 0
+
+
+def test_statistics_of_a_head_go_back_with_its_weights():
+    head = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    start, half, end = (
+        dict(
+            make_model(WiseFT(alpha=alpha), head=head, max_epochs=2)
+            .fit(*three_digits())
+            .net_.module_.head.named_buffers()
+        )
+        for alpha in (0, 0.5, 1)
+    )
+    torch.testing.assert_close(half["1.running_mean"], (start["1.running_mean"] + end["1.running_mean"]) / 2)
+    assert not torch.equal(start["1.running_mean"], end["1.running_mean"])
 
 
 # What all have in common ----------------------------------------------------------------------------------------------
