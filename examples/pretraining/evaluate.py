@@ -124,14 +124,14 @@ def print_table(title, task, networks, size):
 def print_fine_tuning(title, task, network, size, rates, epochs):
     """Print what fine-tuning makes of a task at each pair of rates, beside the same network from scratch."""
     train, test, train_labels, test_labels = task
-    ways = {f"{rate}, backbone x {scale}": ("lp_ft", rate, scale) for rate, scale in rates}
+    ways = {
+        f"{rate}, backbone x {scale}": (LinearProbeThenFineTuning(backbone_lr_scale=scale), rate)
+        for rate, scale in rates
+    }
     print(f"\n{title}, fine-tuned, {epochs} epochs\n\n| learning rate | accuracy |\n|---|---|")
-    for name, (strategy, rate, scale) in {**ways, "from scratch": ("from_scratch", None, None)}.items():
-        scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
-        model = FineTuneClassifier(network, strategy, data_config=scaling, image_size=size, max_epochs=epochs)
-        model.set_params(random_state=0)
-        if scale is not None:
-            model.set_params(strategy=LinearProbeThenFineTuning(backbone_lr_scale=scale), learning_rate=rate)
+    options = {"data_config": {"mean": [0.5] * 3, "std": [0.5] * 3}, "image_size": size, "max_epochs": epochs}
+    for name, (strategy, rate) in {**ways, "from scratch": ("from_scratch", None)}.items():
+        model = FineTuneClassifier(network, strategy, learning_rate=rate, random_state=0, **options)
         print(f"| {name} | {model.fit(train, train_labels).score(test, test_labels):.3f} |", flush=True)
 
 
