@@ -264,7 +264,7 @@ def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.M
     learning = [module for module in trial.modules() if isinstance(module, _BatchNorm) and module.training]
     if any(module.momentum is None for module in learning):
         return Splitting(False)
-    before = {name: buffer.clone() for name, buffer in trial.named_buffers() if _is_no_counter(name)}
+    before = {name: (buffer, buffer._version, buffer.clone()) for name, buffer in _statistics_of(trial).items()}
     try:
         for module in learning:
             module.eval()  # one row has no statistics
@@ -275,8 +275,18 @@ def splitting_of(network: nn.Module, strategy: Strategy, forward: Callable[[nn.M
         known = known and _each_sees_all(learning, trial, forward)
     except (RuntimeError, MemoryError):  # of checkpointing, say; what else may be wrong the step itself will raise
         return Splitting(False)
-    known = known and all(torch.equal(value, trial.get_buffer(name)) for name, value in before.items())
+    now = _statistics_of(trial)
+    known = known and now.keys() == before.keys() and all(_is_as_it_was(now[name], *before[name]) for name in now)
     return Splitting(known, draws, bool(learning))
+
+
+def _statistics_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer for name, buffer in network.named_buffers() if _is_no_counter(name)}
+
+
+def _is_as_it_was(now: torch.Tensor, before: torch.Tensor, version: int, values: torch.Tensor) -> bool:
+    """Say whether nobody wrote to a buffer, be it what was there already, as of an iteration that has converged."""
+    return now is before and now._version == version and torch.equal(now, values)
 
 
 def _each_sees_all(learning: list[_BatchNorm], network: nn.Module, forward: Callable[[nn.Module, int], Any]) -> bool:
