@@ -7,6 +7,8 @@ operators that torch's own compiler uses (``torch/_inductor/fx_passes/mkldnn_fus
 result with the network itself.
 """
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -33,17 +35,36 @@ def is_fusable(network):
     return any(isinstance(module, _BATCH_NORM_MODULES) for module in network.modules())
 
 
-def fuse(network, example, dtype):
-    """A program that computes what `network` does, for inputs of the shape of `example`.
+def trace(network, example):
+    """Take down what `network` does, for inputs of the shape of `example`, and fold its BatchNorm.
 
     Parameters
     ----------
     network : nn.Module
         In float32 and eval mode.
-
     example : Tensor
         A float32 input on the network's device, in the memory format to be used.
 
+    Returns
+    -------
+    program : torch.fx.GraphModule
+        In float32; may share weights with the network.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # loads sympy: not for every import of sktl
+
+    with torch.no_grad():
+        program = make_fx(network, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
+        _fold_batch_norm(program)
+    return program
+
+
+def fuse(traced, dtype):
+    """Make a program of a precision.
+
+    Parameters
+    ----------
+    traced : torch.fx.GraphModule
+        What :func:`trace` gave; left as it is.
     dtype : torch.dtype
         Precision of the program, input and output included.
 
@@ -52,13 +73,10 @@ def fuse(network, example, dtype):
     program : torch.fx.GraphModule
         With weights of its own.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # loads sympy: not for every import of sktl
-
+    program = copy.deepcopy(traced)
     with torch.no_grad():
-        program = make_fx(network, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
-        _fold_batch_norm(program)
         _cast(program, dtype)
-        if example.device.type == "cpu" and _has_onednn(dtype):
+        if _has_onednn(program, dtype):
             _fuse_pointwise(program)
     program.graph.eliminate_dead_code()
     program.graph.lint()
@@ -109,7 +127,9 @@ def _cast(program, dtype):
 # oneDNN -------------------------------------------------------------------------------------------------------------
 
 
-def _has_onednn(dtype):
+def _has_onednn(program, dtype):
+    if any(node.op == "placeholder" and node.meta["val"].device.type != "cpu" for node in program.graph.nodes):
+        return False
     operators = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(operators, "_convolution_pointwise")):
         return False

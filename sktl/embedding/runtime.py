@@ -37,7 +37,6 @@ class PixelsToEmbedding(nn.Module):
     ----------
     network : nn.Module
         Maps normalised float batches to embeddings.
-
     mean, std : sequence of 3 float
         Of the channels, for pixels in [0, 1].
     """
@@ -62,19 +61,14 @@ class Runner:
     ----------
     view : FeatureView
         What to run. Its module is copied, never changed.
-
     device : torch.device
         Where to run it.
-
     dtype : torch.dtype
         Precision to aim at.
-
     runtime : {"torch", "compile", "openvino"}
         What to run it with.
-
     mean, std : sequence of 3 float, or None
         Of the channels, for pixels in [0, 1]; None for a network of texts.
-
     share : CpuShare
         How the cores are divided, if the device is a CPU.
 
@@ -82,7 +76,6 @@ class Runner:
     ----------
     batch_limit : int or None
         The largest batch that fitted into memory, once a larger one did not.
-
     complaint : str or None
         Why another precision or runtime than the one asked for is used.
     """
@@ -108,7 +101,6 @@ class Runner:
         ----------
         batch : Tensor
             On the CPU: uint8 (n, height, width, 3), float32 (n, 3, height, width), or int32 (n, length).
-
         exact : bool, default=False
             Whether to compute in float32, whatever the precision aimed at.
 
@@ -170,9 +162,10 @@ class Runner:
         if (maker, self.dtype) not in candidates:
             candidates.insert(0, (maker, self.dtype))
         if dtype == torch.uint8 and _fusion.is_fusable(self.view.module):
-            candidates.insert(-1, (_fused_program, torch.float32))
+            make = _FusedPrograms()
+            candidates.insert(-1, (make, torch.float32))
             if self.runtime == "torch" and self.dtype != torch.float32:
-                candidates.insert(0, (_fused_program, self.dtype))
+                candidates.insert(0, (make, self.dtype))
         return candidates
 
     def _check_batch(self, shape, dtype):
@@ -210,10 +203,17 @@ def _torch_program(runner, batch, dtype):
     return _Eager(runner, network, dtype)
 
 
-def _fused_program(runner, batch, dtype):
-    network = _copied_network(runner)
-    example = torch.zeros(_nchw(batch), device=runner.device).to(memory_format=torch.channels_last)
-    return _Eager(runner, _fusion.fuse(network, example, dtype), dtype)
+class _FusedPrograms:
+    """Makes programs of several precisions, tracing the network once."""
+
+    def __init__(self):
+        self._traced = None
+
+    def __call__(self, runner, batch, dtype):
+        if self._traced is None:
+            example = torch.zeros(_nchw(batch), device=runner.device).to(memory_format=torch.channels_last)
+            self._traced = _fusion.trace(_copied_network(runner), example)
+        return _Eager(runner, _fusion.fuse(self._traced, dtype), dtype)
 
 
 def _compiled_program(runner, batch, dtype):
@@ -377,7 +377,6 @@ def resolve_runtime(runtime, device):
     ----------
     runtime : {"auto", "torch", "compile", "openvino"}
         "auto" takes OpenVINO on a CPU if it is installed, else torch.
-
     device : torch.device
         Where it is to run.
 

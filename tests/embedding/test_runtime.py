@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sktl.embedding import clear_cache, embed
-from sktl.embedding._fusion import fuse, is_fusable
+from sktl.embedding._fusion import fuse, is_fusable, trace
 from sktl.embedding._threads import cpu_share
 from sktl.embedding.runtime import Runner, RunnerCache, get_runner, resolve_runtime
 from sktl.exceptions import MissingExtraError, PrecisionWarning
@@ -34,7 +34,7 @@ def operators(program):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_fused_network_computes_the_same(network, example, dtype, tolerance):
-    program = fuse(copy.deepcopy(network), example, dtype)
+    program = fuse(trace(copy.deepcopy(network), example), dtype)
     with torch.inference_mode():
         torch.testing.assert_close(program(example.to(dtype)).float(), network(example), rtol=0, atol=tolerance)
     assert not any("batch_norm" in name for name in operators(program))
@@ -42,15 +42,23 @@ def test_fused_network_computes_the_same(network, example, dtype, tolerance):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 def test_activations_and_sums_join_the_convolution(network, example):
-    names = operators(fuse(copy.deepcopy(network), example, torch.float32))
+    names = operators(fuse(trace(copy.deepcopy(network), example), torch.float32))
     assert sum("_convolution_pointwise" in name for name in names) == 5
     assert not any(word in name for name in names for word in ("relu", "silu", "add_", "aten.convolution"))
 
 
 def test_fused_network_has_weights_of_its_own(network, example):
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    fuse(copy.deepcopy(network), example, torch.bfloat16)
+    fuse(trace(copy.deepcopy(network), example), torch.bfloat16)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_one_trace_gives_programs_of_several_precisions(network, example):
+    traced = trace(copy.deepcopy(network), example)
+    first = fuse(traced, torch.float32)
+    fuse(traced, torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(fuse(traced, torch.float32)(example), first(example), rtol=0, atol=0)
 
 
 class Branching(nn.Module):
@@ -70,7 +78,7 @@ class Branching(nn.Module):
 def test_a_convolution_that_is_used_twice_is_left_alone(example):
     module = Branching().eval()
     with torch.inference_mode():
-        torch.testing.assert_close(fuse(module, example, torch.float32)(example), module(example))
+        torch.testing.assert_close(fuse(trace(module, example), torch.float32)(example), module(example))
 
 
 def test_only_networks_with_batch_norm_are_fused(network):
