@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _PARTS_FROM_SIZE = ((8_000_000, 8), (2_000_000, 4), (0, 2))
 _SIZE_OF_TOKEN = 1000  # a token takes about as much work as so many numbers of an image
 _MIN_ROWS = 4
+_MIN_SIZE_OF_SHARES = 1_000_000
 
 
 def n_parts_for(shape: Sequence[int], is_tokens: bool = False) -> int:
@@ -65,14 +66,15 @@ class Lanes:
         self._copies: dict[int, list[nn.Module]] = {}
         self._splittings: dict[tuple, Splitting] = {}
         self._pool = ThreadPoolExecutor(self.n, "sktl-training", ThreadLimit, (1,))
-        self._meeting_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", ThreadLimit, (1,))  # all parts are begun
+        # For what is to be begun at once in any case: all parts of a meeting.
+        self._wide_pool = ThreadPoolExecutor(most_parts, "sktl-meeting", ThreadLimit, (1,))
 
     def __enter__(self) -> "Lanes":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._meeting_pool.shutdown(cancel_futures=True)
+        self._wide_pool.shutdown(cancel_futures=True)
 
     def forget(self) -> None:
         """Let go of the copies; to be called when modules may have changed in anything but their weights."""
@@ -160,7 +162,7 @@ class Lanes:
         running: list[Future] = []
         try:
             for number, copied in enumerate(self._copies_of(network, len(parts))):
-                running.append(self._meeting_pool.submit(run, copied, number))
+                running.append(self._wide_pool.submit(run, copied, number))
             for future in running:
                 yield future.result()
         except threading.BrokenBarrierError as error:
@@ -168,6 +170,29 @@ class Lanes:
         finally:
             meeting.close()
             wait(running)
+
+    def share_out(self, function: Callable[..., None], parameters: list[nn.Parameter], *columns: Sequence[Any]) -> None:
+        """Call a function with some of the parameters at a time, and what belongs to them, in all threads.
+
+        Parameters
+        ----------
+        function : callable
+            Takes a list of parameters and one of each column; what it does to one does not depend on the others.
+        parameters : list of nn.Parameter
+            Few numbers in all stay in this thread.
+        columns : sequence
+            One item for each parameter.
+        """
+        if self.n == 1 or sum(map(torch.Tensor.numel, parameters)) < _MIN_SIZE_OF_SHARES:
+            function(parameters, *columns)
+            return
+        largest_first = sorted(range(len(parameters)), key=lambda number: -parameters[number].numel())
+        calls = []
+        for share in (largest_first[start :: self.n] for start in range(self.n)):
+            taken = ([column[number] for number in share] for column in (parameters, *columns))
+            calls.append(self._wide_pool.submit(function, *taken))
+        for call in wait(calls).done:
+            call.result()
 
     def splitting_of(
         self, network: nn.Module, strategy: Strategy, forward: Callable[[nn.Module, int], Any]
@@ -206,25 +231,6 @@ def _copy(network: nn.Module, shares_buffer: Callable[[str], bool]) -> nn.Module
     """Copy a network, but for its parameters and for buffers that are to be shared."""
     buffers = (buffer for name, buffer in network.named_buffers() if shares_buffer(name))
     return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *buffers)})
-
-
-def add_gradients(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | None, ...]) -> None:
-    """Add gradients to those that parameters have, in memory of their own, laid out as optimizers expect it.
-
-    Parameters
-    ----------
-    parameters : list of nn.Parameter
-        What to add to the ``grad`` of.
-    gradients : tuple of tensor or None
-        As ``torch.autograd.grad`` gives them: two may share memory, and a kernel's gradient may have its channels last.
-    """
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        else:
-            parameter.grad.add_(gradient)
 
 
 @dataclass(frozen=True)

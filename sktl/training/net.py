@@ -15,7 +15,8 @@ from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
 from sktl.training.data import batches
-from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for
+from sktl.training.gradients import add_gradients, lay_out_gradients
+from sktl.training.lanes import Lanes, Splitting, n_parts_for
 from sktl.training.lockstep import PartsDisagreeError
 from sktl.training.losses import per_row
 from sktl.training.mixing import Mixing
@@ -185,8 +186,9 @@ class TransferNet(NeuralNet):
 
         at_once = max(1, len(parts) // self.parts_.n)
         for loss, y_pred, gradients in self.lanes_.map_parts(self.module_, step_on, parts, self.splitting_, at_once):
-            add_gradients(trained, gradients)
+            self.lanes_.share_out(add_gradients, trained, gradients)
             yield loss, y_pred
+        self.lanes_.share_out(lay_out_gradients, trained)
 
     def _mixed(self, images: torch.Tensor, known: dict[str, torch.Tensor]):
         """Mix a batch's images with those of the batch turned round, and say what is known of the latter too."""

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sktl.strategies import L2SP, FineTuning, FromScratch
-from sktl.training.lanes import Lanes, Splitting, add_gradients, n_parts_for, splitting_of
+from sktl.training.gradients import add_gradients, lay_out_gradients
+from sktl.training.lanes import Lanes, Splitting, n_parts_for, splitting_of
 
 
 def steady(drop=0.0):
@@ -134,9 +135,29 @@ def test_gradients_that_share_memory_are_kept_apart():
 def test_gradients_are_laid_out_like_their_parameters():
     parameter = nn.Parameter(torch.zeros(4, 3, 2, 2))
     gradient = torch.arange(48.0).view(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    add_gradients([parameter], (gradient,))
+    for _ in range(2):
+        add_gradients([parameter], (gradient,))
+    lay_out_gradients([parameter])
     assert parameter.grad.stride() == parameter.stride()
-    assert torch.equal(parameter.grad, gradient)
+    assert torch.equal(parameter.grad, 2 * gradient)
+
+
+def test_each_parameter_is_in_one_share_with_what_belongs_to_it(lanes):
+    parameters = [nn.Parameter(torch.empty(size)) for size in (3, 700_000, 1, 500_000, 20, 0)]
+    threads, seen = set(), {}
+
+    def note(parameters, numbers):
+        threads.add(threading.get_ident())
+        seen.update(zip(numbers, map(id, parameters), strict=True))
+
+    lanes.share_out(note, parameters, range(6))
+    assert seen == {number: id(parameter) for number, parameter in enumerate(parameters)}
+    assert (threading.get_ident() in threads) == (lanes.n == 1)
+
+
+def test_error_in_a_share_comes_out(lanes):
+    with pytest.raises(ZeroDivisionError):
+        lanes.share_out(lambda parameters: 1 / 0, [nn.Parameter(torch.empty(2_000_000))])
 
 
 class Jealous(FineTuning):
