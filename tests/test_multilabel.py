@@ -100,10 +100,28 @@ def test_balanced_labels_count_the_same_in_all(rows):
     assert difference(balanced, make_model("lp_ft", class_weight=weight).fit(X, Y)) == 0
 
 
-@pytest.mark.parametrize("weight", [{0: 1.0, 1: 2.0}, [{0: 1.0}] * 2])
+@pytest.mark.parametrize("weight", [{0: 1.0, 1: 2.0}, [{0: 1.0}] * 2, [1.0, 2.0, 3.0]])
 def test_class_weight_of_another_form_is_refused(rows, weight):
     with pytest.raises(ValueError, match="a list of 3 dicts with keys 0 and 1"):
         make_model("lp_ft", class_weight=weight).fit(*rows)
+
+
+@pytest.mark.parametrize(
+    ("weight", "complaint"),
+    [
+        ({"round": 50.0}, r"class_weight\[1\] has the key 'round'"),
+        ({1: -1.0}, r"class_weight\[1\]\[1\] must .* negative"),
+    ],
+)
+def test_class_weight_of_a_label_that_says_nothing_is_refused(rows, weight, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make_model("lp_ft", class_weight=[{}, weight, {}]).fit(*rows)
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "much"])
+def test_class_weight_must_be_a_number_that_is_not_negative(weight):
+    with pytest.raises(ValueError, match=r"class_weight\[2\] must be a number that is not negative"):
+        make_model("lp_ft", class_weight={2: weight}).fit(*three_digits())
 
 
 def test_class_weight_of_labels_is_refused_for_classes():

@@ -10,7 +10,7 @@ from small_models import difference, make_model, make_regressor, three_digits
 
 from sktl.embedding import default_store
 from sktl.exceptions import InputError, StrategyError
-from sktl.strategies import STRATEGIES, GradualUnfreezing
+from sktl.strategies import STRATEGIES, BitFit, GradualUnfreezing, WiseFT
 
 CLASSES = [0, 1, 2]
 IN_PASSES = [name for name, strategy in STRATEGIES.items() if not strategy.needs_original_head]
@@ -48,6 +48,53 @@ def test_regressor_learns_by_passes(few):
     np.testing.assert_array_equal(model.target_scale_, scale)
     with pytest.raises(ValueError, match="y has 2 targets, but fit saw 1"):
         model.partial_fit(X, np.c_[y, y])
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_passes_follow_parameters_that_have_changed(few, pickled):
+    model = passes(make_model("fine_tuning", learning_rate=0.01), *few, 2, classes=CLASSES)
+    model = pickle.loads(pickle.dumps(model)) if pickled else model
+    model.set_params(learning_rate=0.03, strategy="bitfit").partial_fit(*few)
+    assert [entry["lr"] for entry in model.history_] == [0.01, 0.01, 0.03]
+    assert type(model.strategy_) is BitFit
+    kernels = {name for name, value in model.backbone_.module.named_parameters() if value.ndim > 1}
+    before = {name: model.backbone_.module.get_parameter(name).clone() for name in kernels}
+    model.partial_fit(*few)
+    assert all(torch.equal(model.backbone_.module.get_parameter(name), value) for name, value in before.items())
+
+
+def test_parameters_of_the_surroundings_leave_passes_as_they_are(few):
+    plain, told = (passes(make_model("lora"), *few, 2, classes=CLASSES) for _ in range(2))
+    told.set_params(max_epochs=3, warm_start=True, cache_bytes=1000)
+    assert difference(plain.partial_fit(*few), told.partial_fit(*few)) == 0.0
+
+
+def test_passes_that_a_change_of_parameters_has_begun_anew_are_undone_where_they_fail(few):
+    X, y = few
+    untouched, model = (passes(make_model("fine_tuning"), *few, 2, classes=CLASSES) for _ in range(2))
+    model.set_params(strategy="bitfit")
+    with pytest.raises(ValueError, match="labels"):
+        model.partial_fit(X, y + 7)
+    model.set_params(strategy="fine_tuning")
+    assert difference(untouched.partial_fit(*few), model.partial_fit(*few)) == 0.0
+
+
+@pytest.mark.parametrize("other", [{"head": "mlp"}, {"backbone": "test_vit"}, {"image_size": 64}], ids=str)
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_another_network_than_the_first_is_refused(few, call, other):
+    model = make_model("feature_extraction", warm_start=True).fit(*few)
+    model.set_params(**other)
+    with pytest.raises(ValueError, match=f"'{next(iter(other))}' parameter must not change"):
+        getattr(pickle.loads(pickle.dumps(model)), call)(*few)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_strategy_that_takes_back_what_was_learnt_is_refused(few, fitted):
+    model = make_model(WiseFT(alpha=0.5), max_epochs=1)
+    model = model.fit(*few) if fitted else model
+    with pytest.raises(StrategyError, match=r"WiseFT\(alpha=0.5\) cannot be trained by partial_fit.*alpha='auto'"):
+        model.partial_fit(*few, classes=CLASSES)
+    assert not hasattr(model, "net_") or model.score(*few) > 0.5
 
 
 @pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])

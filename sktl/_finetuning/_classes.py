@@ -1,5 +1,7 @@
 """Classes, or labels in columns, and what of them the network should say."""
 
+from numbers import Real
+
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils import compute_class_weight
@@ -60,6 +62,8 @@ class ClassTargets:
                 "The 'class_weight' parameter must be a dict, 'balanced' or None where y has one label per row; a list "
                 "of dicts is for labels in columns."
             )
+        if isinstance(self.class_weight, dict):
+            _check_class_weight(self.class_weight, "class_weight")
         class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
         return Targets(known.values, weight, class_weight)
 
@@ -79,8 +83,8 @@ class ClassTargets:
         if self.class_weight == "balanced":
             raise ValueError(
                 "class_weight 'balanced' is not supported for partial_fit. In order to use 'balanced' weights, use "
-                "compute_class_weight('balanced', classes=classes, y=y). Pass the resulting weights as the "
-                "class_weight parameter."
+                "compute_class_weight('balanced', classes=classes, y=y). Pass dict(zip(classes, weights)) of the "
+                "resulting weights as the class_weight parameter."
             )
         if first:
             self.multilabel_ = y.ndim == 2
@@ -119,12 +123,25 @@ def label_weights(class_weight, y: np.ndarray, weight: np.ndarray) -> np.ndarray
         counts = np.stack([weight.sum() - having, having], axis=1)
         mixed = (counts > 0).all(axis=1, keepdims=True)
         return np.divide(weight.sum() / 2, counts, out=np.ones_like(counts), where=mixed)
-    if not isinstance(class_weight, list) or len(class_weight) != y.shape[1]:
+    each_is_dict = isinstance(class_weight, list) and all(isinstance(weights, dict) for weights in class_weight)
+    if not each_is_dict or len(class_weight) != y.shape[1]:
         raise ValueError(
             f"The 'class_weight' parameter must be 'balanced', None or a list of {y.shape[1]} dicts with keys 0 and 1, "
             f"one for each label, where y has a column for each label. Got {class_weight!r} instead."
         )
+    for label, weights in enumerate(class_weight):
+        _check_class_weight(weights, f"class_weight[{label}]", known={0, 1})
     return np.array([[float(weights.get(value, 1.0)) for value in (0, 1)] for weights in class_weight])
+
+
+def _check_class_weight(weights: dict, name: str, known: set | None = None) -> None:
+    for key, weight in weights.items():
+        if known is not None and key not in known:
+            raise ValueError(
+                f"{name} has the key {key!r}; its keys must be 0 and 1, for rows without and with the label."
+            )
+        if not (isinstance(weight, Real) and 0 <= weight < np.inf):
+            raise ValueError(f"{name}[{key!r}] must be a number that is not negative, got {weight!r}.")
 
 
 def _has_columns(y) -> bool:

@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sktl._costs import PeakMemory
 from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._company import warned_of_company
+from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
 from sktl._finetuning._undo import as_before_on_failure
@@ -93,7 +94,12 @@ class FineTuner(PassByPass):
         with as_before_on_failure(self), PeakMemory(resolve_device(self.device)) as memory:
             self.strategy_ = strategy
             goes_on = self.warm_start and hasattr(self, "net_")
-            backbone = self._own_backbone() if goes_on else self._load_backbone()
+            if goes_on:
+                check_same_network(self, self._settings_of_network)
+                backbone = self._own_backbone()
+            else:
+                self._settings_of_network = settings_of_network(self)
+                backbone = self._load_backbone()
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone, goes_on)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             seed = current_peers().agree(seed)

@@ -2,12 +2,15 @@
 
 import copy
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
+from sktl._finetuning._going_on import check_same_network, settings_of_network, settings_of_passes
 from sktl._finetuning._rows import TrainingRows
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
@@ -31,6 +34,8 @@ class PassByPass(TrainingRows):
     say), while the former goes on as it is.
     """
 
+    _settings_of_network: Mapping[str, str] = MappingProxyType({})  # nothing is known of estimators of older files
+
     def _partial_fit(self, X, y, sample_weight) -> None:
         """Run one pass over the given rows; the caller undoes what was done if that fails."""
         started = time.perf_counter()
@@ -43,11 +48,14 @@ class PassByPass(TrainingRows):
             raise ValueError("ema_decay should be None with partial_fit")
         if first:
             self._begin()
+        else:
+            self._follow_parameters()
         rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
         rows, targets, _ = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
         targets, _ = self._scale_targets(targets, None, not first)
-        if getattr(self, "_passes", None) is None or not self._passes.usable:
+        if getattr(self, "_passes", None) is None:
             self._passes = self._begin_passes(first)
+            self._settings_of_passes = settings_of_passes(self)
         self.__dict__.pop("training_data_", None)  # it was of one fit
         self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
@@ -57,12 +65,24 @@ class PassByPass(TrainingRows):
     def _begin(self) -> None:
         """Set what the first pass finds, and no later one changes."""
         self.strategy_ = resolve_strategy(self.strategy)
+        self._settings_of_network = settings_of_network(self)
         self.backbone_ = self._load_backbone()
         self._keep_original_head(self.backbone_, None)
         self.validation_indices_ = None
         self.history_: list[dict[str, Any]] = []
         self.fit_seconds_ = 0.0
         self._n_features_out = self.backbone_.width
+
+    def _follow_parameters(self) -> None:
+        """Let training begin anew from the network that predicts, where it failed or parameters have changed since."""
+        check_same_network(self, self._settings_of_network)
+        passes = getattr(self, "_passes", None)
+        if passes is not None and passes.usable:
+            if settings_of_passes(self) == self._settings_of_passes:
+                return
+            self._passes_state = passes.state()
+        self._passes = None
+        self.strategy_ = resolve_strategy(self.strategy)
 
     def _check_rows_of_pass(self, X, y, sample_weight, first: bool) -> tuple[Any, Targets]:
         X = self._check_input(X, reset=first)
@@ -82,6 +102,11 @@ class PassByPass(TrainingRows):
             raise StrategyError(
                 f"{type(self.strategy_).__name__} cannot be trained by partial_fit: it refers to rows of the old "
                 "task or to old outputs for all rows. Use fit."
+            )
+        if self.strategy_.goes_back:
+            raise StrategyError(
+                f"{self.strategy_} cannot be trained by partial_fit: each call would take back part of what was "
+                "learnt. Take alpha='auto', which takes nothing back then, or use fit."
             )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         network = self._build_network(self.backbone_, seed, goes_on=not first)
@@ -110,6 +135,7 @@ class PassByPass(TrainingRows):
     def __getstate__(self):
         state = super().__getstate__()
         passes = state.pop("_passes", None)
+        state.pop("_settings_of_passes", None)
         if passes is not None:
             state["strategy_"] = _without_what_it_took_down(self.strategy_)
             if self.warm_start and passes.usable:
@@ -118,8 +144,8 @@ class PassByPass(TrainingRows):
 
     def _end_passes(self) -> None:
         """Let go of a network in training."""
-        self.__dict__.pop("_passes", None)
-        self.__dict__.pop("_passes_state", None)
+        for name in ("_passes", "_passes_state", "_settings_of_passes"):
+            self.__dict__.pop(name, None)
 
 
 def _without_what_it_took_down(strategy):

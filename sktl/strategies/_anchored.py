@@ -104,6 +104,7 @@ class WiseFT(SlowBackbone):
         How far to go from the start (0: feature extraction) to the end (1: ``"lp_ft"``). "auto" is 0.5 up
         to 20 rows per class, 0.75 at 60 and 0.91 at 200; and 1 where training goes on from an earlier fit
         (``warm_start``) or from call to call (``partial_fit``): what was learnt before is not to be taken back.
+        ``partial_fit`` refuses other numbers than 1.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3
@@ -142,6 +143,11 @@ class WiseFT(SlowBackbone):
         self.alpha = alpha
         self.C = C
         self.backbone_lr_scale = backbone_lr_scale
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether it does so in any case; "auto" does not where training goes on."""
+        return self.alpha not in ("auto", 1)
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
         self.alpha_ = _share_of_the_way(start.rows_per_class) if self.alpha == "auto" else float(self.alpha)

@@ -107,6 +107,8 @@ class Strategy(BaseEstimator):
         backbone that brings none is an error then.
     brings_original_data : bool
         True if the strategy's ``X`` and ``y`` are rows of the old task; :attr:`Start.draw_original` draws from them.
+    goes_back : bool
+        True if :meth:`finish` takes back part of what was learnt, so that there is no going on from call to call.
     needs_initial_weights : bool
         True if :attr:`Start.initial_weights` shall hold the backbone's weights as they were given.
     updates_batch_norm : bool
@@ -142,6 +144,7 @@ class Strategy(BaseEstimator):
     needs_original_head: ClassVar[bool] = False
     brings_original_data: ClassVar[bool] = False
     needs_initial_weights: ClassVar[bool] = False
+    goes_back: bool = False
     updates_batch_norm: ClassVar[bool] = False
     splits_penalty: ClassVar[bool] = False
     C: float = 10.0

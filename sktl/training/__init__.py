@@ -1,7 +1,7 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
 from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
-from sktl.training.checkpoint import Checkpoint, describe_fit
+from sktl.training.checkpoint import Checkpoint, describe_fit, describe_parameters
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
 from sktl.training.head import (
     fit_linear_head,
@@ -40,6 +40,7 @@ __all__ = [
     "build_network",
     "current_peers",
     "describe_fit",
+    "describe_parameters",
     "describe_rows",
     "find_learning_rate",
     "fit_linear_head",

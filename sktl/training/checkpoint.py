@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,23 @@ def describe_fit(estimator: BaseEstimator, left_out: set[str], facts: dict[str, 
     identity : dict of str to str
         By name.
     """
-    parameters = estimator.get_params(deep=False)
-    described = {name: _describe(value) for name, value in parameters.items() if name not in left_out}
     versions = {"torch": str(torch.__version__)}
-    return {**described, **facts, **versions, "the data": _digest([part for part in data if part is not None])}
+    the_data = {"the data": _digest([part for part in data if part is not None])}
+    return {**describe_parameters(estimator, left_out), **facts, **versions, **the_data}
+
+
+def describe_parameters(estimator: BaseEstimator, left_out: Collection[str] = ()) -> dict[str, str]:
+    """Describe an estimator's parameters by texts, which differ where the parameters do.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Modules among its parameters are described by their class alone.
+    left_out : collection of str, default=()
+        Parameters that do not count.
+    """
+    parameters = estimator.get_params(deep=False)
+    return {name: _describe(value) for name, value in parameters.items() if name not in left_out}
 
 
 def _with_state(net) -> dict[str, Any]:

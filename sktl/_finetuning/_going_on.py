@@ -1,0 +1,50 @@
+"""Training that goes on from an earlier call: which parameters may have changed meanwhile."""
+
+from collections.abc import Mapping
+
+from sklearn.base import BaseEstimator
+
+from sktl.training import describe_parameters
+
+_OF_THE_NETWORK = {"backbone", "weights", "data_config", "image_size", "head"}
+
+# What training in passes does not depend on, or not any more.
+_NOT_OF_PASSES = {
+    *(*_OF_THE_NETWORK, "image_shape", "channels", "root", "max_pixels", "memory", "cache_bytes"),
+    *("max_epochs", "warm_start", "persist", "verbose", "checkpoint", "callbacks", "random_state"),
+}
+
+
+def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
+    """Describe the parameters that say what the network is."""
+    everything = describe_parameters(estimator)
+    return {name: everything[name] for name in sorted(_OF_THE_NETWORK)}
+
+
+def settings_of_passes(estimator: BaseEstimator) -> dict[str, str]:
+    """Describe the parameters that training call by call depends on."""
+    return describe_parameters(estimator, _NOT_OF_PASSES)
+
+
+def check_same_network(estimator: BaseEstimator, before: Mapping[str, str]) -> None:
+    """Refuse to go on with another network than the one that there is.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With the parameters of now.
+    before : mapping of str to str
+        :func:`settings_of_network` of the call that made the network.
+
+    Raises
+    ------
+    ValueError
+        That names the parameter.
+    """
+    for name, value in settings_of_network(estimator).items():
+        if value != before.get(name, value):
+            raise ValueError(
+                f"The {name!r} parameter must not change where training goes on from an earlier call (warm_start=True, "
+                f"partial_fit): the network was made with {name}={before[name]}, and now it is {value}. Set it back, "
+                "or fit a new estimator, such as a clone."
+            )
