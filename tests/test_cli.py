@@ -87,7 +87,7 @@ def model(compared):
 class TestCompare:
     def test_says_what_it_compares_on(self, compared):
         assert compared.done.code == 0
-        assert "shapes: 31 images of 3 classes; 23 to learn from" in compared.done.out
+        assert "shapes: 31 image files of 3 classes; 23 to learn from" in compared.done.out
         assert "backbone sktl/tiny at 32x32 pixels on " in compared.done.out
 
     def test_counts_what_it_skips(self, compared):
@@ -166,7 +166,7 @@ class TestCompare:
                     shutil.copy(image_folder / kind / f"{number}.png", tmp_path / "split" / part / kind)
         options = [*QUICK, "--strategies", "feature_extraction", "--out", tmp_path / "out"]
         done = run("compare", tmp_path / "split", *options)
-        assert "split: 18 images of 2 classes; 12 to learn from (2-fold cross-validation), 6 set aside" in done.out
+        assert "split: 18 image files of 2 classes; 12 to learn from (2-fold cross-validation), 6 set aside" in done.out
         assert "beside train/ and test/, not used: val/" in done.out
         assert done.code == 0
 
