@@ -27,6 +27,8 @@ _COMPARE_EXAMPLES = """\
 folders:
   DIR/<class>/<image files>      a part of them is set aside for the test
   DIR/train/<class>/<...> and DIR/test/<class>/<...>      the split is yours
+  DIR/val/<class>/<...> beside them is not used: folds are taken from train. Folders that may be either parts or
+  classes (train and val alone, for one) are refused.
 
 examples:
   sktl compare digits
