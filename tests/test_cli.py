@@ -20,6 +20,8 @@ import sktl
 from sktl.cli import main
 from sktl.cli._candidates import SmallPixels
 from sktl.cli._output import command_line, write_whole
+from sktl.cli._parser import make_parser
+from sktl.strategies import STRATEGIES
 
 QUICK = ["--image-size", "32", "--epochs", "1", "--cv", "2", "--jobs", 1]
 
@@ -343,6 +345,12 @@ class TestTheRest:
         done = run(command, "--help")
         assert done.code == 0
         assert f"examples:\n  sktl {command}" in done.out
+
+    def test_help_does_not_claim_more_strategies_than_are_tried(self):
+        tried = make_parser().parse_args(["compare", "digits"]).strategies
+        assert set(tried) < set(STRATEGIES)
+        assert f"cross-validates {len(tried)} strategies" in " ".join(run("compare", "--help").out.split())
+        assert "every way" not in run("--help").out
 
     def test_no_command_is_refused(self):
         assert "COMMAND" in refusal()
