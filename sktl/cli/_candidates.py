@@ -1,4 +1,4 @@
-"""The ways that `sktl compare` tries: two scikit-learn pipelines, and every strategy."""
+"""The ways that `sktl compare` tries: two scikit-learn pipelines, and the strategies that were named."""
 
 from dataclasses import dataclass
 from typing import Any

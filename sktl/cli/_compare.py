@@ -84,8 +84,9 @@ def _training(arguments, images: LabelledImages) -> dict[str, Any]:
 
 
 def _introduce(images: LabelledImages, arguments) -> None:
+    what = "images" if isinstance(images.train.X, np.ndarray) else "image files"  # whether they open, nobody knows yet
     print(
-        f"{images.name}: {len(images):,} images of {len(images.classes)} classes; {len(images.train):,} to learn from "
+        f"{images.name}: {len(images):,} {what} of {len(images.classes)} classes; {len(images.train):,} to learn from "
         f"({arguments.cv}-fold cross-validation), {len(images.test):,} set aside for the test"
     )
     for note in images.notes:

@@ -15,6 +15,16 @@ IMAGE_SUFFIXES = frozenset((
 ))
 # fmt: on
 _LAYOUT = "Expected is one sub-folder of images per class, or train/ and test/ with one sub-folder per class each."
+_SERVES_AS = {  # folders that are parts of a data set, and the part that each may be renamed to
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "test",
+    "valid": "test",
+    "validation": "test",
+    "dev": "test",
+}
 
 
 @dataclass
@@ -50,7 +60,7 @@ def read_folder(folder: Path) -> ImageFolder:
     Parameters
     ----------
     folder : Path
-        Holds one sub-folder per class, or ``train/`` and ``test/``.
+        Holds one sub-folder per class, or ``train/`` and ``test/``, in upper or lower case.
 
     Returns
     -------
@@ -60,7 +70,7 @@ def read_folder(folder: Path) -> ImageFolder:
     Raises
     ------
     InputError
-        If the folder is not made like that.
+        If the folder is not made like that, or if it cannot be told whether its sub-folders are parts or classes.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -69,14 +79,12 @@ def read_folder(folder: Path) -> ImageFolder:
     if not subfolders:
         raise InputError(f"The folder {str(folder)!r} holds no sub-folders. {_LAYOUT}")
     skipped: Counter[str] = Counter()
-    if is_split := {"train", "test"} <= set(subfolders) and _has_subfolders(subfolders["train"]):
-        train, test = (_read_classes(subfolders.pop(part), skipped) for part in ("train", "test"))
-    else:
-        train, test = _read_classes(folder, skipped), None
-    notes = _notes(skipped)
-    if is_split and subfolders:
-        notes.append(f"beside train/ and test/, not used: {', '.join(f'{name}/' for name in subfolders)}")
-    return ImageFolder(train, test, notes)
+    split = _find_split(folder, subfolders)
+    if split is None:
+        return ImageFolder(_read_classes(folder, skipped), None, _notes(skipped))
+    train, test = (_read_classes(subfolders[name], skipped) for name in split)
+    unused = [name for name in subfolders if name not in split]
+    return ImageFolder(train, test, _notes(skipped) + _note_unused(split, unused))
 
 
 def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
@@ -104,6 +112,52 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
                 skipped["other"] += 1
             else:
                 yield Path(place, name)
+
+
+def _find_split(folder: Path, subfolders: dict[str, Path]) -> tuple[str, str] | None:
+    """Return the names of the folders to learn from and to test on, or None if all sub-folders are classes."""
+    parts = [name for name in subfolders if name.casefold() in _SERVES_AS]
+    nested = [name for name in parts if _has_subfolders(subfolders[name])]
+    is_class = len(parts) == 1 and not nested and len(subfolders) > 1  # pictures of trains, among others
+    if not parts or is_class:
+        return None
+    train, test = ([name for name in parts if name.casefold() == part] for part in ("train", "test"))
+    if len(train) == len(test) == 1 and {*train, *test} <= set(nested):
+        return train[0], test[0]
+    raise InputError(
+        f"The folder {str(folder)!r} holds {_join(parts, 'and')}, as a data set that is split does, but "
+        f"{_say_problem(train, test, nested)}. {_say_remedy(folder, train, test, nested)} "
+        "If a class is called like a part, give its folder another name."
+    )
+
+
+def _say_problem(train: list[str], test: list[str], nested: list[str]) -> str:
+    missing = [part for part, found in (("train", train), ("test", test)) if not found]
+    if missing:
+        return f"there is no {_join(missing, 'and no')}"
+    if len(train) > 1 or len(test) > 1:
+        return f"{_join(train if len(train) > 1 else test, 'and')} are the same but for upper and lower case"
+    flat = [name for name in (*train, *test) if name not in nested]
+    return f"there are no sub-folders in {_join(flat, 'or')}"
+
+
+def _say_remedy(folder: Path, train: list[str], test: list[str], nested: list[str]) -> str:
+    remedy = "Needed are 'train' and 'test', with one sub-folder of images per class each"
+    renames = []
+    for part, found in (("train", train), ("test", test)):
+        spare = [name for name in nested if _SERVES_AS[name.casefold()] == part]
+        if spare and not found:
+            renames.append(f"{_join(spare, 'or')} to {part!r}")
+    if renames:
+        remedy += f": rename {' and '.join(renames)}"
+    if len(train) == 1 and train[0] in nested:
+        remedy += f", or give {str(folder / train[0])!r}, of which a part is then set aside for the test"
+    return f"{remedy}."
+
+
+def _join(names: list[str], word: str) -> str:
+    quoted = [repr(name) for name in names]
+    return f" {word} ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
 def _read_classes(folder: Path, skipped: Counter[str]) -> Files:
@@ -140,3 +194,12 @@ def _notes(skipped: Counter[str]) -> list[str]:
     }
     counts = [f"{skipped[kind]:,} {names[kind][skipped[kind] > 1]}" for kind in names if skipped[kind]]
     return [f"skipped: {', '.join(counts)}"] if counts else []
+
+
+def _note_unused(split: tuple[str, str], unused: list[str]) -> list[str]:
+    if not unused:
+        return []
+    note = f"beside {split[0]}/ and {split[1]}/, not used: {', '.join(f'{name}/' for name in unused)}"
+    if any(name.casefold() in _SERVES_AS for name in unused):
+        note += f" (cross-validation takes its folds from {split[0]}/)"
+    return [note]

@@ -8,25 +8,28 @@ STRATEGIES = ("feature_extraction", "wise_ft", "partial", "fine_tuning", "from_s
 
 _MAIN_EXAMPLES = """\
 examples:
-  sktl compare digits                     try every way of transfer on scikit-learn's handwritten digits
+  sktl compare digits                     compare ways of transfer on scikit-learn's handwritten digits
   sktl compare birds                      ... on your pictures: birds/heron/*.jpg, birds/stork/*.jpg, ...
   sktl predict sktl-compare/birds/model.sktl holiday/
   sktl embed holiday/ --out holiday.parquet
   sktl backbones mobilenet
 """
 
-_COMPARE_TEXT = """\
+_COMPARE_TEXT = f"""\
 Find out which way of transfer suits your pictures.
 
-Sets a part of the images aside for the test, cross-validates strategies of FineTuneClassifier on the others,
-beside a logistic regression on the embeddings and one on the raw pixels, prints a table, draws it, and saves the way
-with the best cross-validated accuracy, fitted to all training images, as a model for `sktl predict`.
+Sets a part of the images aside for the test, cross-validates {len(STRATEGIES)} strategies of FineTuneClassifier on the
+others (or those that --strategies names), beside a logistic regression on the embeddings and one on the raw pixels,
+prints a table, draws it, and saves the way with the best cross-validated accuracy, fitted to all training images, as a
+model for `sktl predict`.
 """
 
 _COMPARE_EXAMPLES = """\
 folders:
   DIR/<class>/<image files>      a part of them is set aside for the test
   DIR/train/<class>/<...> and DIR/test/<class>/<...>      the split is yours
+  DIR/val/<class>/<...> beside them is not used: folds are taken from train. Folders that may be either parts or
+  classes (train and val alone, for one) are refused.
 
 examples:
   sktl compare digits
