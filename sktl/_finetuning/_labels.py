@@ -1,0 +1,51 @@
+"""What y says of each row."""
+
+import numpy as np
+from scipy.sparse import issparse
+
+from sktl.inputs import is_missing
+
+_NEVER_MISSING = {str, np.str_, bytes, np.bytes_, bool, np.bool_, int}
+
+
+def refuse_missing(values, name: str, way_out: str) -> None:
+    """Raise an error if a row has no value, before NumPy makes the word "nan" of it.
+
+    Parameters
+    ----------
+    values : array-like of shape (n,) or (n, n_columns)
+        Of any type.
+    name : str
+        What they are called in messages.
+    way_out : str
+        What to do about it, as a sentence.
+
+    Raises
+    ------
+    ValueError
+        If a value is None, NaN, ``pandas.NA`` or ``NaT``; names the first such row.
+    """
+    if issparse(values):
+        return
+    values = _as_given(values)
+    missing = _missing(values)
+    rows = np.flatnonzero(missing.any(axis=tuple(range(1, missing.ndim)))) if missing.ndim else ()
+    if not len(rows):
+        return
+    shown = values[missing][0]
+    more = f", and {len(rows) - 1:,} more like it" if len(rows) > 1 else ""
+    raise ValueError(f"{name}[{rows[0]}] is missing ({shown}){more}. {way_out}")
+
+
+def _as_given(values) -> np.ndarray:
+    """Return an array of the very objects, unless the values have a type of NumPy's already."""
+    has_dtype = isinstance(getattr(values, "dtype", None), np.dtype)
+    return np.asarray(values) if has_dtype else np.asarray(values, dtype=object)
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return np.isnan(values)
+    if values.dtype.kind not in "OT" or set(map(type, values.flat)) <= _NEVER_MISSING:
+        return np.zeros(values.shape, dtype=bool)
+    return np.array([is_missing(value) for value in values.flat], dtype=bool).reshape(values.shape)
