@@ -47,7 +47,7 @@ def test_missing_label_is_refused_by_its_row(rows, kind):
         make_model("lp_ft").fit(X, make(y))
 
 
-@pytest.mark.parametrize("kind", ["numbers", "nullable", "dates"])
+@pytest.mark.parametrize("kind", ["numbers", "nullable", "dates", "array of dates"])
 def test_missing_value_that_is_no_string_is_refused(rows, kind):
     X, _ = rows
     if kind == "numbers":
@@ -59,6 +59,7 @@ def test_missing_value_that_is_no_string_is_refused(rows, kind):
     else:
         y = [pd.Timestamp(2020, 1, 1 + day % 3) for day in range(45)]
         y[7] = y[9] = pd.NaT
+        y = y if kind == "dates" else pd.Series(y).to_numpy()
     with pytest.raises(ValueError, match=r"^y\[7\] is missing \(.*\), and 1 more like it\. Leave out the rows"):
         make_model("lp_ft").fit(X, y)
 
@@ -93,3 +94,31 @@ def test_the_word_nan_is_a_label_like_any_other(rows):
     X, y = rows
     model = make_model("feature_extraction").fit(X, ["nan" if word == "two" else word for word in y])
     assert model.classes_.tolist() == ["nan", "one", "zero"]
+
+
+# Several --------------------------------------------------------------------------------------------------------------
+
+SEVERAL = {
+    "tuples": lambda words: [(word, "digit") if row else (word,) for row, word in enumerate(words)],
+    "tuples of one length": lambda words: [(word, "digit") for word in words],
+    "sets": lambda words: [{word} for word in words],
+    "lists": lambda words: [[word, "digit"][: 1 + row % 2] for row, word in enumerate(words)],
+    "Series of lists": lambda words: pd.Series([[word, "digit"] for word in words]),
+    "arrays": lambda words: [np.array([word, "digit"][: 1 + row % 2]) for row, word in enumerate(words)],
+    "numbers": lambda words: [(0, 1, 2) if word == "two" else (0, 1) for word in words],
+    "numbers of one length": lambda words: [(0, 2) if row == 0 else (1, 2) for row in range(len(words))],
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_labels_of_a_row_are_to_be_columns(rows, kind):
+    X, y = rows
+    with pytest.raises(ValueError, match=r"^y\[0\] is a \w+ of labels, .*MultiLabelBinarizer\(\)\.fit_transform\(y\)"):
+        make_model("lp_ft").fit(X, SEVERAL[kind](y))
+
+
+def test_columns_may_come_as_lists_or_tuples(rows):
+    X, _ = rows
+    for kind in (list, tuple):
+        y = [kind((row % 2, 1 - row % 2)) for row in range(45)]
+        assert make_model("feature_extraction").fit(X, y).multilabel_
