@@ -32,7 +32,16 @@ from sktl.backbones import (
 )
 from sktl.embedding import EmbeddingStats, Store, default_store, embed_with_stats, open_store
 from sktl.exceptions import BackboneError, InputError
-from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
+from sktl.inputs import (
+    StripRows,
+    TextRows,
+    find_texts,
+    holds_images,
+    open_rows,
+    open_texts,
+    refuse_texts,
+    refuse_unordered,
+)
 
 
 class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
@@ -99,6 +108,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             self._check_columns(X, reset)
         else:
             kind = "numbers"
+            refuse_unordered(X)
             X = self._check_table(X, reset, checks)
         if reset:
             self.input_kind_ = kind

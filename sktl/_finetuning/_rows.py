@@ -12,7 +12,7 @@ from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._network import FittedNetwork
 from sktl.backbones import Backbone
 from sktl.exceptions import InputError
-from sktl.inputs import Augmenter, ImagePreprocessor
+from sktl.inputs import Augmenter, ImagePreprocessor, refuse_unordered
 from sktl.training import Targets, TrainingData, Views
 
 
@@ -25,6 +25,7 @@ class TrainingRows(FittedNetwork):
 
     def _refuse_targets(self, y, name: str) -> None:
         """Raise an error for rows of y, called ``name``, that may not be turned into an array."""
+        refuse_unordered(y, name)
         refuse_missing(y, name, "Leave out the rows for which it is not known.")
 
     @abstractmethod
@@ -104,6 +105,7 @@ class TrainingRows(FittedNetwork):
     def _check_groups(self, X, groups) -> np.ndarray | None:
         if groups is None:
             return None
+        refuse_unordered(groups, "groups")
         groups = column_or_1d(groups)
         check_consistent_length(X, groups)
         return groups

@@ -1,7 +1,7 @@
 """From what the user calls X to rows of pixels or texts: containers, files, decoding, content hashes, preprocessing."""
 
 from sktl.inputs._augment import Augmenter
-from sktl.inputs._containers import holds_images, is_missing
+from sktl.inputs._containers import holds_images, is_missing, refuse_unordered
 from sktl.inputs._decode import MAX_PIXELS
 from sktl.inputs._errors import RowError, raise_bad_rows
 from sktl.inputs._preprocess import ImagePreprocessor
@@ -26,4 +26,5 @@ __all__ = [
     "raise_bad_rows",
     "read_text",
     "refuse_texts",
+    "refuse_unordered",
 ]
