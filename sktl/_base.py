@@ -39,6 +39,7 @@ from sktl.inputs import (
     holds_images,
     open_rows,
     open_texts,
+    refuse_single,
     refuse_texts,
     refuse_unordered,
 )
@@ -104,6 +105,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             self._check_texts(X, reset)
         elif holds_images(X):
             kind = "images"
+            refuse_single(X)  # before its length passes for a number of rows
             refuse_texts(X, self.root)
             self._check_columns(X, reset)
         else:

@@ -1,8 +1,10 @@
 """Containers that fit cannot take as X: what is wrong with them, and what to do about it."""
 
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_models import make_model
 
 from sktl import FineTuneRegressor, PretrainedFeatureTransformer
@@ -57,3 +59,22 @@ def test_what_belongs_to_rows_is_to_be_a_list_too(model, paths, y, name):
     given = {"y": y, "X_val": paths, "y_val": y, "groups": y}
     with pytest.raises(InputError, match=rf"^{name} must be a list.* got generator instead.* list\({name}\)"):
         model.fit(paths, **{**given, name: (label for label in y)})
+
+
+SINGLE = {
+    "path": lambda path: path,
+    "path object": Path,
+    "bytes": lambda path: Path(path).read_bytes(),
+    "file": lambda path: io.BytesIO(Path(path).read_bytes()),
+    "Pillow image": lambda path: Image.open(path).copy(),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_image_is_to_be_in_a_list(model, paths, kind):
+    X = SINGLE[kind](paths[0])
+    for estimator in (model, FineTuneRegressor(), PretrainedFeatureTransformer()):
+        with pytest.raises(InputError, match=r"^X must hold rows, got a single image .*; wrap it in a list: \[X\]"):
+            estimator.fit(X, ["a"])
+    with pytest.raises(InputError, match=r"^X must hold rows, got a single image"):
+        model.partial_fit(X, ["a"], classes=["a", "b"])
