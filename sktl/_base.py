@@ -39,6 +39,7 @@ from sktl.inputs import (
     holds_images,
     open_rows,
     open_texts,
+    refuse_nested,
     refuse_single,
     refuse_texts,
     refuse_unordered,
@@ -111,6 +112,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         else:
             kind = "numbers"
             refuse_unordered(X)
+            refuse_nested(X)
             X = self._check_table(X, reset, checks)
         if reset:
             self.input_kind_ = kind

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from small_models import make_model
@@ -59,6 +60,32 @@ def test_what_belongs_to_rows_is_to_be_a_list_too(model, paths, y, name):
     given = {"y": y, "X_val": paths, "y_val": y, "groups": y}
     with pytest.raises(InputError, match=rf"^{name} must be a list.* got generator instead.* list\({name}\)"):
         model.fit(paths, **{**given, name: (label for label in y)})
+
+
+NESTED = {
+    "paths": lambda path: [path],
+    "tuples": lambda path: (path,),
+    "path objects": lambda path: [Path(path)],
+    "Pillow images": lambda path: [Image.open(path).copy()],
+    "arrays": lambda path: [np.asarray(Image.open(path))],
+    "numbers before": lambda path: [1.0, path],
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_lists_of_one_image_are_to_be_one_list(model, paths, y, kind):
+    X = [NESTED[kind](path) for path in paths]
+    place = 1 if kind == "numbers before" else 0
+    message = rf"^Row 0 of X is a (list|tuple) that holds .* pass \[row\[{place}\] for row in X\]\."
+    with pytest.raises(InputError, match=message):
+        model.fit(X, y)
+    with pytest.raises(InputError, match=message):
+        PretrainedFeatureTransformer().fit(X)
+    assert len(model.fit([row[place] for row in X], y).predict([row[place] for row in X])) == len(X)
+
+
+def test_lists_of_numbers_are_a_table(model):
+    assert model.fit([[0.0, 1.0], [1.0, 0.0]], ["a", "b"]).n_features_in_ == 2
 
 
 SINGLE = {

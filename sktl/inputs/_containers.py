@@ -165,6 +165,33 @@ def refuse_unordered(values, name: str = "X") -> None:
     raise InputError(f"{name} must be a list, array or column, got {kind} instead, {reason}; pass list({name}).")
 
 
+def refuse_nested(X) -> None:
+    """Raise an error if X is a list of lists with something in them that is no number but may be an image.
+
+    Parameters
+    ----------
+    X : object
+        Anything that :func:`holds_images` says no to.
+
+    Raises
+    ------
+    InputError
+        Says how to make one flat list of it.
+    """
+    if not isinstance(X, list | tuple):
+        return
+    row, first = next(((row, item) for row, item in enumerate(X) if not is_missing(item)), (0, None))
+    if not isinstance(first, list | tuple):
+        return
+    place = next((place for place, value in enumerate(first) if is_image(value)), None)
+    if place is not None:
+        what = f"the string {first[place]!r}" if isinstance(first[place], str) else f"a {type(first[place]).__name__}"
+        raise InputError(
+            f"Row {row} of X is a {type(first).__name__} that holds {what}, which is no number. If it stands for an "
+            f"image, X must be one flat list: pass [row[{place}] for row in X]."
+        )
+
+
 def is_single(X) -> bool:
     """Say whether X is one image and not rows of them.
 
