@@ -122,3 +122,23 @@ def test_columns_may_come_as_lists_or_tuples(rows):
     for kind in (list, tuple):
         y = [kind((row % 2, 1 - row % 2)) for row in range(45)]
         assert make_model("feature_extraction").fit(X, y).multilabel_
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
+def test_missing_group_is_refused_by_its_row(rows, nothing, early_stopping):
+    X, y = rows
+    groups = [f"patient {row % 9}" for row in range(45)]
+    groups[4] = nothing
+    with pytest.raises(ValueError, match=r"^groups\[4\] is missing \(.*\)\. Give a row .* a group of its own"):
+        make_model("lp_ft", early_stopping=early_stopping).fit(X, y, groups=groups)
+
+
+def test_missing_group_number_is_refused_by_its_row(rows):
+    X, y = rows
+    groups = np.where(np.arange(45) == 4, np.nan, np.arange(45) % 9)
+    with pytest.raises(ValueError, match=r"^groups\[4\] is missing \(nan\)"):
+        make_model("lp_ft", early_stopping=True).fit(X, y, groups=groups)

@@ -1,4 +1,4 @@
-"""What y says of each row: something, and one thing."""
+"""What y and groups say of each row: something, and one thing."""
 
 from collections.abc import Set
 from typing import Any

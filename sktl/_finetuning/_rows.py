@@ -106,6 +106,7 @@ class TrainingRows(FittedNetwork):
         if groups is None:
             return None
         refuse_unordered(groups, "groups")
+        refuse_missing(groups, "groups", "Give a row that belongs to no other a group of its own.")
         groups = column_or_1d(groups)
         check_consistent_length(X, groups)
         return groups
