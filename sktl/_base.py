@@ -94,7 +94,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _as_backbone(self) -> Backbone:
         """Return what the fitted estimator is to another one that has it as ``backbone=``."""
-        check_is_fitted(self)
+        message = "The %(name)s given as backbone= is not fitted yet. Call its 'fit' first, or name a backbone instead."
+        check_is_fitted(self, msg=message)
         return self.backbone_
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
