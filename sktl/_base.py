@@ -32,7 +32,18 @@ from sktl.backbones import (
 )
 from sktl.embedding import EmbeddingStats, Store, default_store, embed_with_stats, open_store
 from sktl.exceptions import BackboneError, InputError
-from sktl.inputs import StripRows, TextRows, find_texts, holds_images, open_rows, open_texts, refuse_texts
+from sktl.inputs import (
+    StripRows,
+    TextRows,
+    find_texts,
+    holds_images,
+    open_rows,
+    open_texts,
+    refuse_nested,
+    refuse_single,
+    refuse_texts,
+    refuse_unordered,
+)
 
 
 class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
@@ -83,7 +94,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _as_backbone(self) -> Backbone:
         """Return what the fitted estimator is to another one that has it as ``backbone=``."""
-        check_is_fitted(self)
+        message = "The %(name)s given as backbone= is not fitted yet. Call its 'fit' first, or name a backbone instead."
+        check_is_fitted(self, msg=message)
         return self.backbone_
 
     def _check_input(self, X, *, reset: bool, **checks: Any):
@@ -95,10 +107,13 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             self._check_texts(X, reset)
         elif holds_images(X):
             kind = "images"
+            refuse_single(X)  # before its length passes for a number of rows
             refuse_texts(X, self.root)
             self._check_columns(X, reset)
         else:
             kind = "numbers"
+            refuse_unordered(X)
+            refuse_nested(X)
             X = self._check_table(X, reset, checks)
         if reset:
             self.input_kind_ = kind

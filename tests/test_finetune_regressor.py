@@ -116,7 +116,7 @@ def test_bad_targets_are_explained(few):
     X, y = few
     with pytest.raises(ValueError, match="y_val has 2 targets, but fit saw 1"):
         make_regressor().fit(X, y, X_val=X, y_val=np.c_[y, y])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=r"^y\[0\] is missing \(nan\)"):
         make_regressor().fit(X, np.where(y == y[0], np.nan, y))
     with pytest.raises(ValueError, match="none is left"):
         make_regressor(early_stopping=True, validation_fraction=0.99).fit(X, y)

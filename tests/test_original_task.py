@@ -191,7 +191,7 @@ def test_a_fitted_classifier_gives_embeddings_to_the_transformer(old_model):
 
 
 def test_an_unfitted_classifier_is_no_backbone():
-    with pytest.raises(NotFittedError, match="FineTuneClassifier instance is not fitted"):
+    with pytest.raises(NotFittedError, match=r"^The FineTuneClassifier given as backbone= is not fitted yet"):
         make_model().set_params(backbone=FineTuneClassifier()).fit(*three_digits())
 
 

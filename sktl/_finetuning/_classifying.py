@@ -14,6 +14,7 @@ from torch import nn
 
 from sktl._finetuning._classes import ClassTargets
 from sktl._finetuning._heads import Heads
+from sktl._finetuning._labels import refuse_several
 from sktl.training import MultilabelLoss, Targets, fit_linear_head, fit_multilabel_head
 
 
@@ -39,6 +40,10 @@ class ClassifierHeads(ClassTargets, Heads):
     @property
     def _criterion(self) -> type[nn.Module]:
         return MultilabelLoss if self._is_multilabel else nn.CrossEntropyLoss
+
+    def _refuse_targets(self, y, name) -> None:
+        super()._refuse_targets(y, name)
+        refuse_several(y, name)
 
     def _criterion_params(self) -> dict[str, Any]:
         if not self._is_multilabel or self._label_weight is None:

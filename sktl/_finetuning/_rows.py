@@ -8,10 +8,11 @@ from torch import nn
 
 from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
+from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._network import FittedNetwork
 from sktl.backbones import Backbone
 from sktl.exceptions import InputError
-from sktl.inputs import Augmenter, ImagePreprocessor
+from sktl.inputs import Augmenter, ImagePreprocessor, refuse_unordered
 from sktl.training import Targets, TrainingData, Views
 
 
@@ -21,6 +22,11 @@ class TrainingRows(FittedNetwork):
     @abstractmethod
     def _check_y(self, y) -> np.ndarray:
         """Return y as an array, or say what is wrong with it."""
+
+    def _refuse_targets(self, y, name: str) -> None:
+        """Raise an error for rows of y, called ``name``, that may not be turned into an array."""
+        refuse_unordered(y, name)
+        refuse_missing(y, name, "Leave out the rows for which it is not known.")
 
     @abstractmethod
     def _learn_targets(self, y: np.ndarray, weight: np.ndarray, goes_on: bool) -> Targets:
@@ -68,12 +74,13 @@ class TrainingRows(FittedNetwork):
         if X is None:
             return None
         X = self._check_input(X, reset=False)
-        y, sample_weight = self._check_targets(X, y, sample_weight)
+        y, sample_weight = self._check_targets(X, y, sample_weight, "y_val")
         counting = np.flatnonzero(sample_weight)
         targets = self._known_targets(y[counting], sample_weight[counting], "y_val")
         return self._open_rows(X, backbone).take(counting), targets
 
-    def _check_targets(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray]:
+    def _check_targets(self, X, y, sample_weight, name: str = "y") -> tuple[np.ndarray, np.ndarray]:
+        self._refuse_targets(y, name)
         y = self._check_y(y)
         check_consistent_length(X, y)
         sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
@@ -98,6 +105,8 @@ class TrainingRows(FittedNetwork):
     def _check_groups(self, X, groups) -> np.ndarray | None:
         if groups is None:
             return None
+        refuse_unordered(groups, "groups")
+        refuse_missing(groups, "groups", "Give a row that belongs to no other a group of its own.")
         groups = column_or_1d(groups)
         check_consistent_length(X, groups)
         return groups

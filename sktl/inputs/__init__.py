@@ -1,7 +1,7 @@
 """From what the user calls X to rows of pixels or texts: containers, files, decoding, content hashes, preprocessing."""
 
 from sktl.inputs._augment import Augmenter
-from sktl.inputs._containers import holds_images
+from sktl.inputs._containers import holds_images, is_missing, refuse_nested, refuse_single, refuse_unordered
 from sktl.inputs._decode import MAX_PIXELS
 from sktl.inputs._errors import RowError, raise_bad_rows
 from sktl.inputs._preprocess import ImagePreprocessor
@@ -20,9 +20,13 @@ __all__ = [
     "TextRows",
     "find_texts",
     "holds_images",
+    "is_missing",
     "open_rows",
     "open_texts",
     "raise_bad_rows",
     "read_text",
+    "refuse_nested",
+    "refuse_single",
     "refuse_texts",
+    "refuse_unordered",
 ]

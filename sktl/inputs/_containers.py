@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, MappingView, Set
 from operator import attrgetter
 
 import numpy as np
@@ -110,8 +110,8 @@ def find_rows(X, channels: str | None):
     rows : object
         With ``len`` and access by position; items are as they stand in X.
     """
-    if is_single(X):
-        raise InputError(f"X must hold rows, got a single image ({type(X).__name__}) instead; wrap it in a list: [X]")
+    refuse_single(X)
+    refuse_unordered(X)
     if _is_array(X):
         return ArrayRows(X, channels)
     column = find_column(X)
@@ -121,6 +121,75 @@ def find_rows(X, channels: str | None):
             f"got {type(X).__name__} instead.{_hint(X)}"
         )
     return column
+
+
+def refuse_single(X) -> None:
+    """Raise an error if X is one image, whose length or shape could pass for a number of rows.
+
+    Parameters
+    ----------
+    X : object
+        Anything.
+
+    Raises
+    ------
+    InputError
+        If it is a path, bytes, file object or Pillow image.
+    """
+    if is_single(X):
+        raise InputError(f"X must hold rows, got a single image ({type(X).__name__}) instead; wrap it in a list: [X]")
+
+
+def refuse_unordered(values, name: str = "X") -> None:
+    """Raise an error if values cannot be asked for by position, and a list of them could.
+
+    Parameters
+    ----------
+    values : object
+        Anything.
+    name : str, default="X"
+        What they are called in messages.
+
+    Raises
+    ------
+    InputError
+        If they are an iterator, a set or the view of a mapping, such as its keys.
+    """
+    if isinstance(values, Iterator) and not hasattr(values, "__getitem__") and not _is_stream(values):
+        reason = "which can be read once only"
+    elif isinstance(values, Set | MappingView):
+        reason = "whose rows have no numbers"
+    else:
+        return
+    kind = type(values).__name__
+    raise InputError(f"{name} must be a list, array or column, got {kind} instead, {reason}; pass list({name}).")
+
+
+def refuse_nested(X) -> None:
+    """Raise an error if X is a list of lists with something in them that is no number but may be an image.
+
+    Parameters
+    ----------
+    X : object
+        Anything that :func:`holds_images` says no to.
+
+    Raises
+    ------
+    InputError
+        Says how to make one flat list of it.
+    """
+    if not isinstance(X, list | tuple):
+        return
+    row, first = next(((row, item) for row, item in enumerate(X) if not is_missing(item)), (0, None))
+    if not isinstance(first, list | tuple):
+        return
+    place = next((place for place, value in enumerate(first) if is_image(value)), None)
+    if place is not None:
+        what = f"the string {first[place]!r}" if isinstance(first[place], str) else f"a {type(first[place]).__name__}"
+        raise InputError(
+            f"Row {row} of X is a {type(first).__name__} that holds {what}, which is no number. If it stands for an "
+            f"image, X must be one flat list: pass [row[{place}] for row in X]."
+        )
 
 
 def is_single(X) -> bool:
@@ -281,8 +350,6 @@ def _check_grey(shape: tuple[int, ...]) -> None:
 
 
 def _hint(X) -> str:
-    if hasattr(X, "__next__"):
-        return " An iterator can be read once only; use list(X)."
     if hasattr(X, "columns") or hasattr(X, "column_names"):
         return " Choose the one column that holds the images."
     return ""

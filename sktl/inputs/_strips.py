@@ -11,10 +11,10 @@ from torch import nn
 class StripRow:
     """One row of numbers as a strip of grey that fills the network's input."""
 
-    def __init__(self, values: np.ndarray, stretch: np.ndarray, height: int):
+    def __init__(self, values: np.ndarray, height: int, width: int):
         self._values = values
-        self._stretch = stretch
         self._height = height
+        self._width = width
 
     @cached_property
     def digest(self) -> bytes:
@@ -23,7 +23,7 @@ class StripRow:
 
     def model_input(self) -> np.ndarray:
         """Return a float32 array of shape (3, height, width): the row, stretched along the width."""
-        strip = (self._values @ self._stretch).astype(np.float32)
+        strip = _stretched(self._values, self._width).astype(np.float32)
         return np.broadcast_to(strip, (3, self._height, len(strip))).copy()
 
 
@@ -39,16 +39,15 @@ class StripRows:
     """
 
     def __init__(self, values: np.ndarray, input_size):
-        _, self._height, width = input_size
+        _, self._height, self._width = input_size
         self._values = np.ascontiguousarray(values, dtype=np.float64)
-        self._stretch = _stretching(self._values.shape[1], width)
         self._positions = np.arange(len(self._values))
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __getitem__(self, index: int) -> StripRow:
-        return StripRow(self._values[index], self._stretch, self._height)
+        return StripRow(self._values[index], self._height, self._width)
 
     def label(self, index: int) -> str:
         """Name a row for error messages, by its position in X."""
@@ -61,13 +60,12 @@ class StripRows:
     def take(self, indices: np.ndarray) -> "StripRows":
         """Return some of the rows."""
         taken = object.__new__(StripRows)
-        taken._height, taken._stretch = self._height, self._stretch
+        taken._height, taken._width = self._height, self._width
         taken._values, taken._positions = self._values[indices], self._positions[indices]
         return taken
 
 
-def _stretching(n_features: int, width: int) -> np.ndarray:
-    """Return the matrix of shape (n_features, width) of antialiased linear interpolation."""
-    identity = torch.eye(n_features, dtype=torch.float64)[:, None, None, :]
-    stretched = nn.functional.interpolate(identity, size=(1, width), mode="bilinear", antialias=True)
-    return stretched[:, 0, 0, :].numpy()
+def _stretched(values: np.ndarray, width: int) -> np.ndarray:
+    """Bring numbers to a width by antialiased linear interpolation; needs no matrix of all of them by all."""
+    strip = torch.tensor(values)[None, None, None, :]
+    return nn.functional.interpolate(strip, size=(1, width), mode="bilinear", antialias=True)[0, 0, 0].numpy()

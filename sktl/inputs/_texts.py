@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sktl.exceptions import InputError, InputWarning
-from sktl.inputs._containers import find_column, is_missing, is_single
+from sktl.inputs._containers import find_column, is_missing, is_single, refuse_unordered
 from sktl.inputs._errors import RowError
 
 _N_LABEL = 60
@@ -189,6 +189,7 @@ def find_texts(X):
     """
     if is_single(X):
         raise InputError(f"X must hold rows, got a single text ({type(X).__name__}) instead; wrap it in a list: [X]")
+    refuse_unordered(X)
     if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUST":
         X = X[:, 0]
     column = find_column(X)

@@ -49,8 +49,8 @@ class Checkpoint(Callback):
         return self.folder / _FILE
 
     def check(self) -> None:
-        """Refuse a checkpoint of another fit, before anything is computed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Refuse a checkpoint of another fit, and a folder that cannot be written to, before anything is computed."""
+        _make_folder(self.folder)
         for unfinished in self.folder.glob(f".{_FILE}-*"):
             unfinished.unlink(missing_ok=True)
         self._read()
@@ -185,6 +185,19 @@ def _digest(data: list[tuple[Any, Targets]]) -> str:
         for values in (targets.values, targets.loss_weight):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=f".{_FILE}-"):  # one that was there may be read-only
+            pass
+    except OSError as error:
+        reason = "it is a file" if os.path.isfile(folder) else error.strerror
+        raise CheckpointError(
+            "The 'checkpoint' parameter must be a folder in which files can be written, or that can be made; got "
+            f"{str(folder)!r} instead ({reason}). Give another one."
+        ) from error
 
 
 def _write(path: Path, content) -> None:

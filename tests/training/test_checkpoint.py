@@ -171,6 +171,28 @@ def test_damaged_checkpoint_is_named(tmp_path):
         model.fit(*three_digits())
 
 
+@pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "no place for folders"])
+def test_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path, place):
+    file = tmp_path / "file.txt"
+    file.write_text("mine")
+    folder, reason = file, "it is a file"
+    if place == "below a file":
+        folder, reason = file / "folder", "Not a directory"
+    elif place == "read-only":
+        folder, reason = tmp_path / "read-only", "Permission denied"
+        folder.mkdir(mode=0o500)
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user may write everywhere")
+    elif place == "no place for folders":
+        folder, reason = Path("/proc/none"), "No such file or directory"
+        if not Path("/proc").is_dir():
+            pytest.skip("needs /proc")
+    message = rf"^The 'checkpoint' parameter must be a folder .*; got '{folder}' instead \({reason}\)\."
+    with pytest.raises(CheckpointError, match=message):
+        make_killable(folder, "fine_tuning").fit(*three_digits())
+    assert file.read_text() == "mine"
+
+
 def test_checkpoint_needs_a_seed(tmp_path):
     with pytest.raises(ValueError, match="checkpoint= needs an integer as random_state"):
         make_model(checkpoint=tmp_path, random_state=None).fit(*three_digits())

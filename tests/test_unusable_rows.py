@@ -1,0 +1,107 @@
+"""Containers that fit cannot take as X: what is wrong with them, and what to do about it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import make_model
+
+from sktl import FineTuneRegressor, PretrainedFeatureTransformer
+from sktl.exceptions import InputError
+from sktl.inputs import open_texts
+
+
+@pytest.fixture
+def paths(image_paths):
+    return image_paths[0]
+
+
+@pytest.fixture
+def y(image_paths):
+    return image_paths[1]
+
+
+@pytest.fixture
+def model():
+    return make_model("feature_extraction", image_shape=None)
+
+
+UNORDERED = {
+    "generator": lambda paths: Path(paths[0]).parent.glob("*.png"),
+    "map": lambda paths: map(Path, paths),
+    "set": set,
+    "keys": lambda paths: dict.fromkeys(paths).keys(),
+    "values": lambda paths: dict(enumerate(paths)).values(),
+    "generator of numbers": lambda paths: ([float(number)] for number in range(len(paths))),
+}
+
+
+@pytest.mark.parametrize("kind", UNORDERED)
+def test_rows_without_a_place_are_to_be_a_list(model, paths, y, kind):
+    X = UNORDERED[kind](paths)
+    message = r"^X must be a list, array or column, got \w+ instead, .*; pass list\(X\)"
+    for estimator in (model, FineTuneRegressor(), PretrainedFeatureTransformer()):
+        with pytest.raises(InputError, match=message):
+            estimator.fit(X, y)
+    model.fit(paths, y)
+    with pytest.raises(InputError, match=message):
+        model.predict(X)
+
+
+def test_texts_without_a_place_are_to_be_a_list():
+    with pytest.raises(InputError, match=r"got generator instead, which can be read once only; pass list\(X\)"):
+        open_texts((text for text in ["a cat"]), encode=str.split)
+
+
+@pytest.mark.parametrize("name", ["y", "y_val", "groups"])
+def test_what_belongs_to_rows_is_to_be_a_list_too(model, paths, y, name):
+    given = {"y": y, "X_val": paths, "y_val": y, "groups": y}
+    with pytest.raises(InputError, match=rf"^{name} must be a list.* got generator instead.* list\({name}\)"):
+        model.fit(paths, **{**given, name: (label for label in y)})
+
+
+NESTED = {
+    "paths": lambda path: [path],
+    "tuples": lambda path: (path,),
+    "path objects": lambda path: [Path(path)],
+    "Pillow images": lambda path: [Image.open(path).copy()],
+    "arrays": lambda path: [np.asarray(Image.open(path))],
+    "numbers before": lambda path: [1.0, path],
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_lists_of_one_image_are_to_be_one_list(model, paths, y, kind):
+    X = [NESTED[kind](path) for path in paths]
+    place = 1 if kind == "numbers before" else 0
+    message = rf"^Row 0 of X is a (list|tuple) that holds .* pass \[row\[{place}\] for row in X\]\."
+    with pytest.raises(InputError, match=message):
+        model.fit(X, y)
+    with pytest.raises(InputError, match=message):
+        PretrainedFeatureTransformer().fit(X)
+    assert len(model.fit([row[place] for row in X], y).predict([row[place] for row in X])) == len(X)
+
+
+def test_lists_of_numbers_are_a_table(model):
+    assert model.fit([[0.0, 1.0], [1.0, 0.0]], ["a", "b"]).n_features_in_ == 2
+
+
+SINGLE = {
+    "path": lambda path: path,
+    "path object": Path,
+    "bytes": lambda path: Path(path).read_bytes(),
+    "file": lambda path: io.BytesIO(Path(path).read_bytes()),
+    "Pillow image": lambda path: Image.open(path).copy(),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_image_is_to_be_in_a_list(model, paths, kind):
+    X = SINGLE[kind](paths[0])
+    for estimator in (model, FineTuneRegressor(), PretrainedFeatureTransformer()):
+        with pytest.raises(InputError, match=r"^X must hold rows, got a single image .*; wrap it in a list: \[X\]"):
+            estimator.fit(X, ["a"])
+    with pytest.raises(InputError, match=r"^X must hold rows, got a single image"):
+        model.partial_fit(X, ["a"], classes=["a", "b"])
