@@ -141,7 +141,7 @@ class WeightsMismatchError(PersistenceError):
 
 
 class CheckpointError(SktlError, ValueError):
-    """A checkpoint of training belongs to another fit, or cannot be read."""
+    """A checkpoint of training belongs to another fit, or cannot be read, or its folder cannot be written to."""
 
 
 class MissingExtraError(SktlError, ImportError):
