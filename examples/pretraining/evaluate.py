@@ -7,8 +7,8 @@ be judged while the run goes on. What the exported backbone is worth on photogra
 
 Usage::
 
-    python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-1.safetensors /tmp/pretrain/tiny.pt --measure
-    python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-2.safetensors --rates 0.001:0.3 0.003:1
+    python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-2.safetensors /tmp/pretrain/tiny.pt --measure
+    python -m examples.pretraining.evaluate sktl/backbones/bundled/tiny-3.safetensors --rates 0.001:0.3 0.002:1
 """
 
 import argparse

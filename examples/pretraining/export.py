@@ -2,7 +2,7 @@
 
 Usage::
 
-    python -m examples.pretraining.export --checkpoint /tmp/pretrain/tiny.pt --version 2 --output sktl/backbones/bundled
+    python -m examples.pretraining.export --checkpoint /tmp/pretrain/tiny.pt --version 3 --output sktl/backbones/bundled
 """
 
 import argparse

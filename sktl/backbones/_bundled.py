@@ -11,7 +11,7 @@ import torch
 
 from sktl.exceptions import BackboneError
 
-BUNDLED = {"sktl/tiny": "tiny-2", "sktl/tiny-1": "tiny-1", "sktl/tiny-2": "tiny-2"}
+BUNDLED = {"sktl/tiny": "tiny-3", **{f"sktl/tiny-{version}": f"tiny-{version}" for version in (1, 2, 3)}}
 """Files by name; a name without a version means the newest."""
 
 
@@ -21,7 +21,7 @@ def versioned_name(name: Any) -> Any:
     Parameters
     ----------
     name : object
-        ``"sktl/tiny"`` becomes ``"sktl/tiny-2"``, its newest version.
+        ``"sktl/tiny"`` becomes ``"sktl/tiny-3"``, its newest version.
     """
     return f"sktl/{BUNDLED[name]}" if isinstance(name, str) and name in BUNDLED else name
 
