@@ -1,24 +1,25 @@
 """Training that goes on from an earlier call: which parameters may have changed meanwhile."""
 
+import hashlib
 from collections.abc import Mapping
 
 from sklearn.base import BaseEstimator
 
 from sktl.training import describe_parameters
 
-_OF_THE_NETWORK = {"backbone", "weights", "data_config", "image_size", "head"}
+_OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}
 
 # What training in passes does not depend on, or not any more.
 _NOT_OF_PASSES = {
-    *(*_OF_THE_NETWORK, "image_shape", "channels", "root", "max_pixels", "memory", "cache_bytes"),
+    *(*_OF_THE_NETWORK, "weights", "image_shape", "channels", "root", "max_pixels", "memory", "cache_bytes"),
     *("max_epochs", "warm_start", "persist", "verbose", "checkpoint", "callbacks", "random_state"),
 }
 
 
 def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
-    """Describe the parameters that say what the network is."""
+    """Return fingerprints of the parameters that say what the network is: a file shall not tell where things were."""
     everything = describe_parameters(estimator)
-    return {name: everything[name] for name in sorted(_OF_THE_NETWORK)}
+    return {name: hashlib.sha256(everything[name].encode()).hexdigest() for name in sorted(_OF_THE_NETWORK)}
 
 
 def settings_of_passes(estimator: BaseEstimator) -> dict[str, str]:
@@ -45,6 +46,6 @@ def check_same_network(estimator: BaseEstimator, before: Mapping[str, str]) -> N
         if value != before.get(name, value):
             raise ValueError(
                 f"The {name!r} parameter must not change where training goes on from an earlier call (warm_start=True, "
-                f"partial_fit): the network was made with {name}={before[name]}, and now it is {value}. Set it back, "
-                "or fit a new estimator, such as a clone."
+                f"partial_fit), but the network was made with another value than {getattr(estimator, name)!r}. Set it "
+                "back, or fit a new estimator, such as a clone."
             )
