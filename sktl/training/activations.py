@@ -11,6 +11,7 @@ from skorch.callbacks import Callback
 from sktl.training.data import TrainingData
 from sktl.training.lanes import n_parts_for
 from sktl.training.network import Network
+from sktl.training.parts import Parts
 from sktl.training.prefix import FrozenPrefix, find_prefix
 
 RAM_BUDGET = 2**31
@@ -18,7 +19,7 @@ _DISK_SHARE = 0.5  # of the free space of the folder for temporary files
 
 
 class PrefixOnce(Callback):
-    """Run the frozen prefix once per image; find it anew whenever the strategy changes what is trained.
+    """Run the frozen prefix once per image or variant of it; find it anew when the strategy changes what is trained.
 
     Parameters
     ----------
@@ -37,7 +38,9 @@ class PrefixOnce(Callback):
         if trained != self.trained_:
             self.trained_ = trained
             self._forget(net)
-            self._compute(net)
+            self._find(net)
+        if net.prefix_ is not None:
+            self._fill(net)
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
     def on_train_end(self, net, **kwargs):
@@ -46,10 +49,11 @@ class PrefixOnce(Callback):
 
     def _forget(self, net) -> None:
         net.prefix_ = None
+        self.filled_ = set()
         for data in self.datasets:
             data.activations = None
 
-    def _compute(self, net) -> None:
+    def _find(self, net) -> None:
         images = self.datasets[0].inputs(torch.arange(min(2, len(self.datasets[0]))), 0)
         with net.in_precision():
             prefix = find_prefix(net.module_, images.to(net.device))
@@ -60,10 +64,16 @@ class PrefixOnce(Callback):
         if any(activations is None for activations in kept):
             return
         for data, activations in zip(self.datasets, kept, strict=True):
-            _fill(activations, net, prefix, data)
-        for data, activations in zip(self.datasets, kept, strict=True):
             data.activations = activations
         net.prefix_ = prefix
+
+    def _fill(self, net) -> None:
+        """Compute what this epoch reads and no earlier one did."""
+        for place, data in enumerate(self.datasets):
+            number = data.epoch % data.n_kept
+            if (place, number) not in self.filled_:
+                _fill(data.activations, net, net.prefix_, data, number)
+                self.filled_.add((place, number))
 
 
 def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
@@ -86,14 +96,18 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
     return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
-def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData) -> None:
+def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData, number: int) -> None:
+    """Run the prefix on one variant of all rows; where memory runs out, on fewer rows at a time."""
+
     def run(network: Network, images: torch.Tensor) -> torch.Tensor:
         with net.in_precision():
             return prefix.run(network.backbone, network.normalise(images.to(net.device))).cpu()
 
-    n_rows = -(-net.batch_size // n_parts_for((net.batch_size, *prefix.input_shape)))  # as in training without a cache
-    chunks = [rows for _ in range(data.n_kept) for rows in torch.arange(len(data)).split(n_rows)]
-    n_chunks = len(chunks) // data.n_kept
-    images = (data.inputs(rows, index // n_chunks) for index, rows in enumerate(chunks))
-    for index, part in enumerate(net.map_copies(run, images)):
-        activations[index // n_chunks * len(data) + chunks[index]] = part
+    def attempt(parts: list[slice]) -> None:
+        chunks = torch.arange(len(data)).split(max(part.stop - part.start for part in parts))
+        images = (data.inputs(rows, number) for rows in chunks)
+        for rows, part in zip(chunks, net.map_copies(run, images), strict=True):
+            activations[number * len(data) + rows] = part
+
+    n_parts = n_parts_for((net.batch_size, *prefix.input_shape))  # as in training without a cache
+    Parts(n_parts, torch.device(net.device)).run(net.batch_size, attempt)

@@ -58,7 +58,7 @@ def find_learning_rate(net: TransferNet, data: TrainingData, seed: int) -> tuple
         verbose=0,
         callbacks=[
             ("strategy", StrategyEpochs(net.strategy)),
-            *([("prefix", PrefixOnce([data]))] if net.mixing is None and data.n_kept else []),
+            *([("prefix", PrefixOnce([data]))] if net.cache_prefix and net.mixing is None and data.n_kept else []),
             ("clip", GradientNormClipping(1.0)),
             ("rate_test", test),
         ],

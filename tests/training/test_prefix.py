@@ -155,6 +155,51 @@ def test_each_image_passes_the_prefix_once():
     assert seen["body"] > 10 * n
 
 
+def test_variants_that_no_epoch_reads_do_not_pass_the_prefix(monkeypatch):
+    filled = []
+    fill = activations._fill
+    monkeypatch.setattr(activations, "_fill", lambda *args: filled.append(args[-1]) or fill(*args))
+    strategy = Chosen(names=("body", "stem"), from_epoch=2)
+    options = {"augment": "rand-m5", "augment_copies": 4, "batch_size": 16, "learning_rate": 0.05}
+    cached = make_model(strategy, max_epochs=5, **options).fit(*three_digits())
+    assert filled == [0, 1]  # from the third epoch on all is trained
+    assert cuts(cached) == ["backbone", "backbone", "", "", ""]
+    whole = make_model(strategy, max_epochs=5, net_params=WHOLE, **options).fit(*three_digits())
+    assert difference(cached, whole) < 1e-5
+    filled.clear()
+    make_model("partial", max_epochs=5, **{**options, "learning_rate": "auto"}).fit(*three_digits())
+    assert filled == [0, 0, 1, 2, 3]  # the test of learning rates, then the epochs
+
+
+def test_no_activations_are_kept_for_the_learning_rate_where_none_are_wanted(monkeypatch):
+    monkeypatch.setattr(activations.PrefixOnce, "on_epoch_begin", lambda self, net, **kwargs: pytest.fail("are kept"))
+    make_model("partial", learning_rate="auto", net_params=WHOLE).fit(*three_digits())
+
+
+class Tight(Net):
+    """Has memory for so many images at a time."""
+
+    room = 100
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Identity()  # its random numbers would depend on the parts
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().forward(images)
+
+
+def test_prefix_that_does_not_fit_into_memory_is_run_on_fewer_rows(monkeypatch):
+    options = {"max_epochs": 3, "batch_size": 30, "learning_rate": 0.02, "early_stopping": True}
+    roomy = make_model("partial", backbone=own(Tight), **options).fit(*three_digits())
+    monkeypatch.setattr(Tight, "room", 3)
+    tight = make_model("partial", backbone=own(Tight), **options).fit(*three_digits())
+    assert cuts(tight) == ["stem"] * 3
+    assert difference(roomy, tight) < 1e-5
+
+
 def test_prefix_is_found_anew_when_the_strategy_unfreezes():
     strategy = Chosen(names=("stem", "body"), from_epoch=1)
     options = {"max_epochs": 3, "batch_size": 16, "learning_rate": 0.05}
