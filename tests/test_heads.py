@@ -113,6 +113,21 @@ def test_module_given_as_head_is_left_alone(few):
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
 
 
+class Logarithm(nn.Module):
+    """Gives no numbers for what is below zero."""
+
+    def forward(self, embeddings):
+        return (embeddings - 100).log()
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "lp_ft"])
+def test_head_that_gives_no_numbers_is_an_error(few, strategy):
+    model = make_model(strategy, head=nn.Sequential(nn.Linear(16, 3), Logarithm()))
+    with pytest.raises(FloatingPointError, match=r"loss of the head alone is nan .*learning rate 0\.001"):
+        model.fit(*few)
+    assert not hasattr(model, "net_")
+
+
 def test_dropout_is_part_of_training_alone(few):
     plain, dropped = (make_model("fine_tuning", dropout=p, max_epochs=2).fit(*few) for p in (0.0, 0.5))
     assert dropped.net_.module_.dropout.p == 0.5

@@ -1,6 +1,7 @@
 """Heads other than a linear layer: made, checked, and fitted on embeddings by gradient steps."""
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ N_HIDDEN = 256
 _BATCH_SIZE = 32
 _STEPS = 2000
 _EPOCHS = (20, 200)
+_LEARNING_RATE = 1e-3
 
 
 class MLPHead(nn.Sequential):
@@ -115,6 +117,11 @@ def train_head(
     -------
     loss : float
         Weighted mean on the data.
+
+    Raises
+    ------
+    FloatingPointError
+        If that is no number.
     """
     inputs = torch.from_numpy(embeddings.astype(np.float32))
     mean, scale = _scaling(inputs, targets.weight) if isinstance(head, MLPHead) else (torch.zeros(1), torch.ones(1))
@@ -130,7 +137,13 @@ def train_head(
         if isinstance(head, MLPHead):
             head[0].weight.div_(scale)
             head[0].bias.sub_(head[0].weight @ mean)
-    return float((losses * weight).mean())
+    loss = float((losses * weight).mean())
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The training loss of the head alone is {loss} after its last epoch (learning rate {_LEARNING_RATE}): "
+            f"{type(head).__name__} gives no numbers for some embeddings. Give another head."
+        )
+    return loss
 
 
 def _run_steps(head: nn.Module, inputs, values, weight, criterion, dropout: float, weight_decay: float) -> None:
@@ -139,7 +152,7 @@ def _run_steps(head: nn.Module, inputs, values, weight, criterion, dropout: floa
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs * n_batches)
     for _ in range(n_epochs):
         for rows in torch.tensor_split(torch.randperm(len(inputs)), n_batches):
