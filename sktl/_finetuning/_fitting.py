@@ -113,6 +113,7 @@ class FineTuner(PassByPass):
                 self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
             targets, validation = self._scale_targets(targets, validation, goes_on)
             self._end_passes()
+            self._forget_learning_rate()
             checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
             self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
@@ -189,10 +190,13 @@ class FineTuner(PassByPass):
         repeated = targets.take(np.tile(np.arange(len(targets)), n_times))
         return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
 
-    def _find_learning_rate(self, network, data, seed: int) -> None:
-        """Find the learning rate by a test, if that is wanted."""
+    def _forget_learning_rate(self) -> None:
+        """Let go of what the test of an earlier fit has found."""
         for name in ("learning_rate_", "lr_curve_"):
             self.__dict__.pop(name, None)
+
+    def _find_learning_rate(self, network, data, seed: int) -> None:
+        """Find the learning rate by a test, if that is wanted."""
         if self.learning_rate != "auto":
             return
         settings = {**self._net_settings(resolve_device(self.device)), "learning_rate": 1.0, "ema_decay": None}

@@ -47,6 +47,10 @@ def test_rate_is_found_anew_for_other_data_and_forgotten_where_it_is_given():
     model.set_params(learning_rate=0.01).fit(*three_digits())
     assert not hasattr(model, "lr_curve_")
     assert not hasattr(model, "learning_rate_")
+    model.set_params(learning_rate="auto").fit(*three_digits())
+    model.set_params(strategy="feature_extraction").fit(*three_digits())
+    assert not hasattr(model, "lr_curve_")
+    assert not hasattr(model, "learning_rate_")
 
 
 def test_strategies_without_epochs_need_no_rate():
