@@ -14,7 +14,7 @@ from small_models import difference, make_model, make_network, three_digits
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
 from sktl.backbones import load_backbone
-from sktl.exceptions import BackboneError, StrategyError
+from sktl.exceptions import BackboneError, InputError, StrategyError
 from sktl.strategies import (
     STRATEGIES,
     Batch,
@@ -410,6 +410,22 @@ def test_joint_training_fits_an_old_head_where_there_is_none(old_task):
 def test_joint_training_names_labels_that_the_old_head_does_not_know(old_model, old_task):
     with pytest.raises(ValueError, match=r"The y of JointTraining holds labels .* 3 classes: \['cat'\]"):
         on(old_model, JointTraining(old_task[0][:2], ["cat", "cat"])).fit(*three_digits())
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_joint_training_names_labels_that_are_missing(old_task, missing):
+    X, y = old_task
+    with pytest.raises(ValueError, match=r"JointTraining's y\[2\] is missing"):
+        make_model(JointTraining(X, [*y[:2], missing, *y[3:]])).fit(*three_digits())
+
+
+def test_joint_training_says_whose_rows_are_meant(old_task):
+    X, y = old_task
+    images = [image.reshape(8, 8).astype(np.uint8) for image in X]
+    strategy = JointTraining([*images[:3], b"no image", *images[4:]], y)
+    with pytest.raises(InputError, match="row 3: ") as caught:
+        make_model(strategy, image_shape=None).fit(images, y)
+    assert caught.value.__notes__ == ["X and y are those of JointTraining here: the rows of the old task."]
 
 
 def test_joint_training_shares_its_data_with_its_copies(old_task):

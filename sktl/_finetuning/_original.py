@@ -1,6 +1,7 @@
 """The task that a backbone was trained on before: its head, its rows, and what is left of it after training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted
 from torch import nn
 
+from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._parameters import TrainingParameters
 from sktl.backbones import Backbone, OriginalHead, ReferredHead, class_names, refer_head
 from sktl.exceptions import BackboneError, StrategyError
+from sktl.inputs import refuse_unordered
 from sktl.training import Targets, fit_linear_head, head_outputs, pack_head, unpack_head
 
 
@@ -41,14 +44,23 @@ class OriginalTask(TrainingParameters):
         if not self.strategy_.brings_original_data:
             self._check_unmixed()
             return backbone, None
-        X = self._check_input(self.strategy_.X, reset=False)
-        y = _check_y(self.strategy_.y, multi_output=False, y_numeric=False, estimator=self)
-        check_consistent_length(X, y)
-        rows = self._open_rows(X, backbone)
-        if backbone.original_head is None:
-            backbone = self._fit_original_head(rows, y, backbone)
-        targets = _plain_targets(column_numbers(y, backbone.original_head.classes, "The y of JointTraining"))
-        return backbone, self._training_data(rows, targets, backbone).draw
+        rows, labels = self._original_rows(backbone)
+        with _noted_as_original():
+            if backbone.original_head is None:
+                backbone = self._fit_original_head(rows, labels.values, backbone)
+            columns = column_numbers(labels.values, backbone.original_head.classes, "The y of JointTraining")
+            return backbone, self._training_data(rows, _plain_targets(columns), backbone).draw
+
+    def _original_rows(self, backbone: Backbone) -> tuple[Any, Targets]:
+        """Return the old rows that the strategy brings, and their labels as they are."""
+        X, y = self.strategy_.X, self.strategy_.y
+        refuse_unordered(y, "JointTraining's y")
+        refuse_missing(y, "JointTraining's y", "Leave out the rows for which it is not known.")
+        with _noted_as_original():
+            X = self._check_input(X, reset=False)
+            y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
+            check_consistent_length(X, y)
+            return self._open_rows(X, backbone), _plain_targets(y)
 
     def _check_unmixed(self) -> None:
         """Refuse to mix images whose old outputs are recorded one by one."""
@@ -225,5 +237,15 @@ def column_numbers(y: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
     return np.array([places[label] for label in y.tolist()], dtype=np.int64)
 
 
-def _plain_targets(columns: np.ndarray) -> Targets:
-    return Targets(columns, np.ones(len(columns)))
+@contextmanager
+def _noted_as_original() -> Iterator[None]:
+    """Let errors about X and y say which X and y they mean."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note("X and y are those of JointTraining here: the rows of the old task.")
+        raise
+
+
+def _plain_targets(values: np.ndarray) -> Targets:
+    return Targets(values, np.ones(len(values)))
