@@ -2,8 +2,10 @@
 
 from numbers import Integral
 
-from sktl.backbones import Backbone
-from sktl.training import Checkpoint, describe_fit
+from torch import nn
+
+from sktl.backbones import Backbone, fingerprint
+from sktl.training import Checkpoint, describe_fit, describe_parameters
 
 # Parameters that say where and how a fit is computed, or that are judged by what they stand for.
 _NO_PART_OF_THE_RESULT = {
@@ -34,6 +36,13 @@ def open_checkpoint(estimator, backbone: Backbone, data, seed: int) -> Checkpoin
             f"Got random_state={estimator.random_state!r}."
         )
     facts = {"the backbone": backbone.fingerprint, "random_state": str(seed)}
-    checkpoint = Checkpoint(estimator.checkpoint, describe_fit(estimator, _NO_PART_OF_THE_RESULT, facts, data))
+    if isinstance(estimator.head, nn.Module):
+        facts["head"] = f"{type(estimator.head).__name__} of {fingerprint(estimator.head)}"
+    parts = {"the data": data}
+    strategy = estimator.strategy_
+    if strategy.brings_original_data:  # judged by what the rows hold, as the others are
+        facts["strategy"] = f"{type(strategy).__name__} of {describe_parameters(strategy, {'X', 'y'})}"
+        parts["the old task's data"] = [estimator._original_rows(backbone)]
+    checkpoint = Checkpoint(estimator.checkpoint, describe_fit(estimator, _NO_PART_OF_THE_RESULT, facts, parts))
     checkpoint.check()
     return checkpoint

@@ -5,7 +5,8 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,24 @@ class Checkpoint(Callback):
         return state
 
 
-def describe_fit(estimator: BaseEstimator, left_out: set[str], facts: dict[str, str], data) -> dict[str, str]:
+def describe_fit(
+    estimator: BaseEstimator,
+    left_out: Collection[str],
+    facts: Mapping[str, str],
+    data: Mapping[str, Sequence[tuple[Any, Targets] | None]],
+) -> dict[str, str]:
     """Describe all that a fit's result depends on, to tell whether two fits are the same.
 
     Parameters
     ----------
     estimator : estimator
         Its parameters count.
-    left_out : set of str
+    left_out : collection of str
         Parameters that do not count.
-    facts : dict of str to str
-        Further things that count, by name.
-    data : sequence of (rows, Targets) or None
-        Training rows, and validation rows if there are any.
+    facts : mapping of str to str
+        Further things that count, by name; in place of a parameter of that name.
+    data : mapping of str to sequence of (rows, Targets) or None
+        What rows hold, by name: training rows and validation rows if there are any, say.
 
     Returns
     -------
@@ -126,8 +132,8 @@ def describe_fit(estimator: BaseEstimator, left_out: set[str], facts: dict[str, 
         By name.
     """
     versions = {"torch": str(torch.__version__)}
-    the_data = {"the data": _digest([part for part in data if part is not None])}
-    return {**describe_parameters(estimator, left_out), **facts, **versions, **the_data}
+    digests = {name: _digest([part for part in parts if part is not None]) for name, parts in data.items()}
+    return {**describe_parameters(estimator, left_out), **facts, **versions, **digests}
 
 
 def describe_parameters(estimator: BaseEstimator, left_out: Collection[str] = ()) -> dict[str, str]:
@@ -164,7 +170,7 @@ def _describe(value: Any) -> str:
         parameters = {name: _describe(each) for name, each in sorted(value.get_params(deep=False).items())}
         return f"{type(value).__name__}({', '.join(f'{name}={each}' for name, each in parameters.items())})"
     if isinstance(value, nn.Module):
-        return type(value).__name__  # its weights are part of the backbone's fingerprint
+        return type(value).__name__
     if isinstance(value, np.ndarray | torch.Tensor):
         array = np.asarray(value)
         return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
@@ -172,6 +178,8 @@ def _describe(value: Any) -> str:
         return "{" + ", ".join(f"{name!r}: {_describe(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_describe, value)) + "]"
+    if isinstance(value, partial):
+        return f"partial{_describe([value.func, value.args, value.keywords])}"
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)
@@ -182,7 +190,8 @@ def _digest(data: list[tuple[Any, Targets]]) -> str:
     for rows, targets in data:
         for row_digest in map_rows(lambda index, rows=rows: rows[index].digest, rows, range(len(targets))):
             digest.update(row_digest)
-        for values in (targets.values, targets.loss_weight):
+        labels = targets.values.astype(str) if targets.values.dtype == object else targets.values
+        for values in (labels, targets.loss_weight):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 

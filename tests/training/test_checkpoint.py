@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from killed_fit import make_killable
+from PIL import Image
+from sklearn.datasets import load_digits
 from skorch.callbacks import Callback
 from small_models import Net, difference, make_model, three_digits, weights_of
+from torch import nn
 
 from sktl.exceptions import CheckpointError
-from sktl.strategies import FineTuning
+from sktl.strategies import FineTuning, JointTraining
 from sktl.training import checkpoint as checkpoints
 from sktl.training.parts import Parts
 
@@ -71,6 +75,37 @@ def test_interrupted_fit_goes_on_wherever_it_was(tmp_path, strategy, step):
     for entry, other in zip(model.history_, unbroken.history_, strict=True):
         entry, other = ({key: value for key, value in each.items() if key != "dur"} for each in (entry, other))
         assert entry == other
+
+
+def old_digits(form):
+    """Handwritten zeros to threes as another process would read them: the same values in other objects."""
+    X, y = load_digits(return_X_y=True)
+    images = [Image.fromarray((image.reshape(8, 8) * 15).astype(np.uint8)) for image in X[-40:]]
+    labels = [f"digit {label % 4}" for label in y[-40:]]
+    if form == "pillow":
+        return images, labels
+    return np.array([np.asarray(image) for image in images]), np.array(labels, dtype=object)
+
+
+@pytest.mark.parametrize("form", ["pillow", "objects"])
+def test_old_task_counts_by_what_its_rows_hold(tmp_path, form):
+    images, y = old_digits("pillow")[0][:30], three_digits()[1][:30]
+    options = {"image_shape": None, "max_epochs": 3, "batch_size": 9}
+
+    def make(**parameters):
+        X_old, y_old = old_digits(form)
+        return make_model(JointTraining(X_old, y_old, **parameters), **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        make().set_params(checkpoint=tmp_path, callbacks=[Interrupt(6)]).fit(images, y)
+    with pytest.raises(CheckpointError, match="strategy differs"):
+        make(original_weight=0.5).set_params(checkpoint=tmp_path).fit(images, y)
+    fewer = make()
+    fewer.strategy.y = [*fewer.strategy.y[:-1], "digit 0" if fewer.strategy.y[-1] != "digit 0" else "digit 1"]
+    with pytest.raises(CheckpointError, match="the old task's data differs"):
+        fewer.set_params(checkpoint=tmp_path).fit(images, y)
+    went_on = make().set_params(checkpoint=tmp_path).fit(images, y)
+    assert difference(went_on, make().fit(images, y)) == 0.0
 
 
 def test_early_stopping_remembers_its_best_weights(tmp_path):
@@ -137,6 +172,28 @@ def test_checkpoint_of_another_fit_is_refused(tmp_path, changed, match):
     with pytest.raises(CheckpointError, match=f"belongs to another fit: .*{match}.*another folder"):
         model.set_params(**changed).fit(*three_digits())
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def shifted(pixels, rng, by):
+    return np.roll(pixels, by, axis=0)
+
+
+def own_head(value):
+    head = nn.utils.skip_init(nn.Linear, 16, 3)
+    for parameter in head.parameters():
+        nn.init.constant_(parameter, value)
+    return head
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("head", own_head), ("augment", lambda number: partial(shifted, by=number))]
+)
+def test_checkpoint_of_another_fit_is_told_by_what_is_inside_a_parameter(tmp_path, name, make):
+    model = interrupted(make_killable(tmp_path, "fine_tuning", **{name: make(1)}), 6)
+    with pytest.raises(CheckpointError, match=f"belongs to another fit: .*{name}"):
+        model.set_params(**{name: make(2)}).fit(*three_digits())
+    expected = make_killable(None, "fine_tuning", **{name: make(1)}).fit(*three_digits())
+    assert difference(model.set_params(**{name: make(1)}).fit(*three_digits()), expected) == 0.0
 
 
 @pytest.mark.parametrize("what", ["pixels", "labels", "weights", "fewer rows"])
