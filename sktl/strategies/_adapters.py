@@ -1,6 +1,7 @@
 """Strategies that train few numbers: small added matrices, or biases and scales."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import ClassVar
@@ -37,7 +38,7 @@ class LoRA(SlowBackbone):
     target_modules : {"all", "linear", "conv"} or list of str, default="all"
         Which layers have an addition: all linear layers and two-dimensional convolutions, those of one kind, or the
         layers of these names (full, or from a dot on: ``"attn.qkv"``). Convolutions in groups have none: peft cannot
-        merge them.
+        merge them. Nor have layers whose weight is used elsewhere too, or computed from others (spectral norm).
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.5
@@ -105,14 +106,19 @@ class LoRA(SlowBackbone):
         """Return the names of the layers that get an addition."""
         kinds = (nn.Conv2d,) if self.target_modules == "conv" else (nn.Linear, nn.Conv2d)
         kinds = (nn.Linear,) if self.target_modules == "linear" else kinds
-        names = [name for name, part in backbone.named_modules() if type(part) in kinds and _is_mergeable(part)]
+        uses = Counter(id(parameter) for _, parameter in backbone.named_parameters(remove_duplicate=False))
+        names = [
+            name
+            for name, part in backbone.named_modules()
+            if type(part) in kinds and _is_mergeable(part) and uses[id(part.weight)] == 1
+        ]
         if not isinstance(self.target_modules, str):
             wanted = tuple(self.target_modules)
             names = [name for name in names if any(f".{name}".endswith(f".{ending}") for ending in wanted)]
         if not names:
             raise StrategyError(
                 f"LoRA(target_modules={self.target_modules!r}) finds no layer in the backbone that it can add to: it "
-                "takes torch's own nn.Linear, and nn.Conv2d with groups=1."
+                "takes torch's own nn.Linear, and nn.Conv2d with groups=1, whose weight is theirs alone."
             )
         return names
 

@@ -210,6 +210,36 @@ def test_lora_without_a_layer_to_add_to_is_an_error(dilated):
         build_network(dilated, 3, LoRA(target_modules=["depthwise"]), seed=0)
 
 
+class Shared(nn.Module):
+    """Layers whose weight is used twice, or computed from another one, beside one of which neither holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.alone = nn.Conv2d(3, 8, 3)
+        self.twice = self.again = nn.Linear(8, 8)
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight = self.one.weight
+        self.scaled = nn.utils.spectral_norm(nn.Linear(8, 8))
+
+    def forward(self, images):
+        features = self.alone(images).mean((2, 3))
+        for layer in (self.twice, self.again, self.one, self.other, self.scaled):
+            features = layer(features.relu())
+        return features
+
+
+def test_lora_leaves_weights_alone_that_are_not_of_one_layer(seeded):
+    strategy = LoRA(rank=2)
+    network = build_network(load_backbone(Shared(), image_size=16), 3, strategy, seed=0)
+    perturb(network)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = network.backbone(images)
+        strategy.finish(network)
+        torch.testing.assert_close(network.backbone(images), expected, rtol=1e-4, atol=1e-5)
+    assert set(network.low_rank) == {"alone.weight"}
+
+
 def test_lora_start_is_private_and_repeatable(dilated):
     before = torch.get_rng_state()
     first, second, other = (build_network(dilated, 3, LoRA(), seed=seed).backbone.state_dict() for seed in (0, 0, 1))
