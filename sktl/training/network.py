@@ -94,7 +94,7 @@ class Network(nn.Module):
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             yield from module.modules()
             return
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.updates_batch_norm:
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not self.updates_batch_norm:  # or by instance
             yield module
         for child in module.children():
             yield from self._frozen_modules(child)

@@ -56,6 +56,18 @@ def test_frozen_modules_stay_in_eval_mode(backbone, strategy):
     assert not any(module.training for module in network.modules())
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("strategy", [PartialFineTuning(), FineTuning()])
+def test_running_statistics_stay(norm, strategy):
+    norms = [norm(8, affine=affine, track_running_stats=True) for affine in (True, False)]
+    own = nn.Sequential(nn.Conv2d(3, 8, 3), *norms, nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = load_backbone(own, image_size=16)
+    network = build_network(backbone, 3, strategy, seed=0).train()
+    network(torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8))
+    before = dict(backbone.module.named_buffers())
+    assert all(torch.equal(value, before[name]) for name, value in network.backbone.named_buffers())
+
+
 def test_network_normalises_8_bit_images_as_the_engine_does(backbone, rows):
     from sktl.embedding import embed
 
