@@ -108,7 +108,7 @@ class TransferNet(NeuralNet):
         """Run the network, or a copy of it, or what of it comes after the frozen prefix; see skorch."""
         if network is None:
             network = self.module_ if self.module_.training else self.evaluated_network
-        x = x.to(self.device)
+        x = x.to(self.device, copy=True)  # networks may write into what they are given, and a step may be run again
         with self.in_precision():
             output = network(x) if self.prefix_ is None else self.prefix_.finish(network.backbone, network, x)
         return output.float()

@@ -135,6 +135,30 @@ def test_weights_are_the_same_for_a_network_of_ones_own():
     assert cuts(cached) == ["stem"] * 3
 
 
+class ActivatesInPlace(Net):
+    """Writes into what the last frozen layer gave, and not the same when it does so again."""
+
+    room = 100
+
+    def __init__(self):
+        super().__init__()
+        self.stem[2] = self.drop = nn.Identity()
+
+    def forward(self, images):
+        early = nn.functional.silu(self.stem(images), inplace=True)
+        if self.training and len(images) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return self.body(early).mean((2, 3))
+
+
+@pytest.mark.parametrize("room", [100, 3])
+def test_kept_activations_survive_a_network_that_writes_into_them(monkeypatch, room):
+    monkeypatch.setattr(ActivatesInPlace, "room", room)
+    cached, whole = cached_and_whole("partial", backbone=own(ActivatesInPlace), learning_rate=0.05)
+    assert cuts(cached) == ["stem"] * 3
+    assert difference(cached, whole) < 1e-4
+
+
 def test_each_image_passes_the_prefix_once():
     seen = {"stem": 0, "body": 0}
 
