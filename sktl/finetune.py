@@ -73,7 +73,9 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         backbone.
     class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, as scikit-learn's classifiers take them. Where y has a column for each label, a list of
-        one dict per label with keys 0 and 1; "balanced" then weighs each label by itself.
+        one dict per label with keys 0 and 1; "balanced" then weighs each label by itself. It holds for rows that early
+        stopping holds out, too; for ``X_val`` only where y has columns, else its rows count as ``sample_weight_val``
+        says.
     early_stopping : "auto" or bool, default="auto"
         Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
         "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
@@ -124,7 +126,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
-        but for rounding. Where memory runs out, the number is doubled by itself.
+        but for rounding, the random numbers of dropout, and batch normalisation that follows the data, which sees the
+        parts alone. Where memory runs out, the number is doubled by itself.
     checkpoint : path-like, default=None
         A folder in which the state of training is kept after each epoch. A fit that was cut off goes on from there when
         called again with the same data and parameters, to the same weights. Needs an integer as ``random_state``.
@@ -159,7 +162,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     net_ : skorch.NeuralNet
         The net; ``net_.module_`` is the network of backbone and head.
     history_ : list of dict
-        One entry per phase or epoch: losses, validation accuracy, learning rate, seconds.
+        One entry per phase or epoch: losses, validation accuracy, the head's learning rate at its beginning, seconds.
     learning_rate_ : float
         What ``learning_rate="auto"`` has found.
     lr_curve_ : dict of str to list of float

@@ -115,7 +115,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
         (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
         Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
-        but for rounding. Where memory runs out, the number is doubled by itself.
+        but for rounding, the random numbers of dropout, and batch normalisation that follows the data, which sees the
+        parts alone. Where memory runs out, the number is doubled by itself.
     checkpoint : path-like, default=None
         A folder in which the state of training is kept after each epoch. A fit that was cut off, whatever by, goes on
         from there when it is called again with the same data and parameters, and ends with the weights of a fit that
@@ -148,7 +149,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     net_ : skorch.NeuralNet
         The net; ``net_.module_`` is the network of backbone and head.
     history_ : list of dict
-        One entry per phase or epoch: losses (of the standardised targets), learning rate, seconds.
+        One entry per phase or epoch: losses (of the standardised targets), the head's learning rate at its beginning,
+        seconds.
     learning_rate_ : float
         What ``learning_rate="auto"`` has found.
     lr_curve_ : dict of str to list of float

@@ -39,7 +39,7 @@ class LearningWithoutForgetting(SlowBackbone):
     Notes
     -----
     Needs a backbone that brings a classifier: a published network, a file of weights with a classifier in it, or a
-    fitted :class:`~sktl.FineTuneClassifier`.
+    fitted :class:`~sktl.FineTuneClassifier`. With ``augment=``, what was said of an image holds for all its variants.
 
     References
     ----------
@@ -134,6 +134,7 @@ class JointTraining(SlowBackbone):
     Notes
     -----
     The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels.
+    ``augment=`` and ``mixup=`` of the estimator vary the new images alone.
 
     References
     ----------

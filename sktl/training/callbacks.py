@@ -36,7 +36,7 @@ def warmup_cosine(n_steps: int, warmup: float = 0.1, floor: float = 0.01):
 
 
 class Schedule(LRScheduler):
-    """Set the learning rate before each step: a linear rise, then half a cosine down.
+    """Set the learning rate before each step: a linear rise, then half a cosine down; record that of the head.
 
     Parameters
     ----------
@@ -45,7 +45,12 @@ class Schedule(LRScheduler):
     """
 
     def __init__(self, lr_lambda):
-        super().__init__("LambdaLR", lr_lambda=lr_lambda, step_every="batch", event_name="lr")
+        super().__init__("LambdaLR", lr_lambda=lr_lambda, step_every="batch", event_name=None)
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        """Note the rate of the step; skorch would note that of the first group, the layers next to the input."""
+        if training:
+            net.history.record_batch("lr", _rate_of_head(net))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a fit that goes on later needs."""
@@ -54,6 +59,13 @@ class Schedule(LRScheduler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.lr_scheduler_.load_state_dict(state)
+
+
+def _rate_of_head(net) -> float:
+    """Return the head's learning rate, or the last group's where no group has the head."""
+    groups = net.optimizer_.param_groups
+    head = {id(parameter) for parameter in net.module_.head.parameters()}
+    return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])
 
 
 class StrategyEpochs(Callback):

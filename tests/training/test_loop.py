@@ -11,6 +11,7 @@ from torch import nn
 from sktl import FineTuneClassifier
 from sktl.exceptions import BackboneError, StrategyError
 from sktl.strategies import FeatureExtraction, FineTuning
+from sktl.training.callbacks import warmup_cosine
 
 
 @pytest.fixture
@@ -142,10 +143,13 @@ def test_history_is_plain_and_tells_the_phases(few):
     assert [entry["phase"] for entry in make_model("feature_extraction").fit(*few).history_] == ["head"]
 
 
-def test_history_holds_the_learning_rate(few):
-    rates = [entry["lr"] for entry in make_model(max_epochs=4, learning_rate=0.01).fit(*few).history_]
-    assert max(rates) <= 0.01
-    assert rates[-1] < rates[0]
+@pytest.mark.parametrize("strategy", ["fine_tuning", "gradual_unfreezing", "from_scratch"])
+def test_history_holds_the_learning_rate_of_the_head(few, strategy):
+    model = make_model(strategy, max_epochs=4, learning_rate=0.01, batch_size=len(few[1])).fit(*few)
+    rates = [entry["lr"] for entry in model.history_ if entry["phase"] == "network"]
+    assert rates == pytest.approx([0.01 * warmup_cosine(4)(step) for step in range(4)])
+    passed = make_model(strategy, learning_rate=0.01).partial_fit(*few, classes=[0, 1, 2])
+    assert passed.history_[-1]["lr"] == 0.01
 
 
 def test_verbose_prints_a_line_per_epoch(few, capsys):
