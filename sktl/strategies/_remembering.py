@@ -133,7 +133,8 @@ class JointTraining(SlowBackbone):
 
     Notes
     -----
-    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels.
+    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Columns
+    of pandas and polars come back as arrays.
     ``augment=`` and ``mixup=`` of the estimator vary the new images alone.
 
     References
@@ -177,6 +178,11 @@ class JointTraining(SlowBackbone):
         vars(copied).update(vars(self))
         return copied
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Hold columns of frames as arrays, for which files without pickle have a form."""
+        state = super().__getstate__()
+        return {**state, "X": _plain_column(state["X"]), "y": _plain_column(state["y"])}
+
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
         self._draw_original = start.draw_original
 
@@ -191,3 +197,8 @@ class JointTraining(SlowBackbone):
 
     def finish(self, network: TrainableNetwork) -> None:
         del self._draw_original
+
+
+def _plain_column(values: Any) -> Any:
+    is_column = hasattr(values, "to_numpy") and len(getattr(values, "shape", ())) == 1
+    return values.to_numpy() if is_column else values

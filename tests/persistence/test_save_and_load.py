@@ -12,6 +12,7 @@ import pytest
 import saved_models
 import torch
 from saved_models import IMAGES, digits, make_classifier, make_embed
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -23,10 +24,11 @@ from sklearn.svm import SVC
 from torch import nn
 
 import sktl
-from sktl import FineTuneRegressor
+from sktl import FineTuneClassifier, FineTuneRegressor
 from sktl.backbones import Backbone
 from sktl.embedding import default_store
 from sktl.exceptions import DamagedFileError, UnsupportedObjectError, UntrustedTypeError, VersionWarning
+from sktl.strategies import JointTraining
 
 X, Y = digits()
 
@@ -245,3 +247,16 @@ def test_missing_file(tmp_path):
         sktl.load(tmp_path / "nothing.sktl")
     with pytest.raises(DamagedFileError, match="it is a folder or device"):
         sktl.load(tmp_path)
+
+
+def test_columns_of_old_images_come_back_as_arrays(image_paths, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    old = pandas.DataFrame({"path": image_paths[0][15:], "label": image_paths[1][15:]})
+    model = FineTuneClassifier(strategy=JointTraining(old["path"], old["label"]), image_size=32, max_epochs=1)
+    model.set_params(random_state=0).fit(image_paths[0][:15], image_paths[1][:15])
+    restored = round_trip(model, tmp_path)
+    assert type(restored.strategy.X) is np.ndarray
+    expected = model.predict_proba_original(old["path"])
+    np.testing.assert_array_equal(restored.predict_proba_original(old["path"]), expected)
+    again = clone(restored).fit(image_paths[0][:15], image_paths[1][:15])
+    np.testing.assert_array_equal(again.predict_proba_original(old["path"]), expected)
