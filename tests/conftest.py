@@ -137,3 +137,34 @@ def torch_threads():
     n_threads = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network as it is published: with a classifier."""
+    import timm
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model("test_resnet", num_classes=7).eval()
+
+
+@pytest.fixture(scope="module")
+def old_task():
+    """Digits 3, 4 and 5 with names."""
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    rows = np.flatnonzero((y[:200] > 2) & (y[:200] < 6))
+    return X[rows], np.array([f"digit {label}" for label in y[rows]])
+
+
+@pytest.fixture(scope="module")
+def old_model(old_task):
+    """A small network that has learnt the old task."""
+    from small_models import make_model
+
+    model = make_model("lp_ft", max_epochs=20, learning_rate=0.01).fit(*old_task)
+    assert model.score(*old_task) > 0.9
+    return model

@@ -40,6 +40,11 @@ def make_model(strategy="fine_tuning", *, backbone=None, **parameters):
     return FineTuneClassifier(make_network() if backbone is None else backbone, strategy, **{**DEFAULTS, **parameters})
 
 
+def go_on_from(model, strategy, **parameters):
+    """A model whose backbone is that of a fitted one."""
+    return make_model(strategy, **parameters).set_params(backbone=model)
+
+
 def make_regressor(strategy="fine_tuning", **parameters):
     """The same for numbers."""
     return FineTuneRegressor(make_network(), strategy, **{**DEFAULTS, **parameters})

@@ -355,22 +355,6 @@ def test_error_in_a_thread_comes_out(make_rows, view, images):
         embed(Broken(images), view, **CPU)
 
 
-def test_threads_may_embed_at_once(make_rows, view, images, expected):
-    results = [None] * 4
-
-    def work(k):
-        results[k] = embed(make_rows(images), view, **FLOAT32)
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        np.testing.assert_array_equal(result, results[0])
-    np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-5)
-
-
 def test_progress_bar(make_rows, view, images, capsys):
     embed(make_rows(images), view, verbose=1, **CPU)
     assert "50/50" in capsys.readouterr().err

@@ -59,3 +59,10 @@ def test_a_claim_is_given_up_where_a_later_store_refuses_it(tmp_path, monkeypatc
     digests = [b"a" * 32, b"b" * 32]
     assert Shelf([memory, folder], "ab" * 32).claim(digests) == {digests[0]}
     assert [digest for _, digest in memory._claims] == digests[1:]
+
+
+def test_threads_may_embed_at_once_without_a_store(make_rows, view, images, expected):
+    results = [rows for rows, _ in together(4, lambda number: embed_with_stats(make_rows(images), view, **POLICY))]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-5)
