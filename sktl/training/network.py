@@ -1,7 +1,7 @@
 """The network in training: a copy of the backbone, and a new head."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Network(nn.Module):
 
     def refresh_frozen(self) -> None:
         """Find out anew which modules are frozen; to be called when ``requires_grad`` has changed."""
-        self._always_eval = list(self._frozen_modules(self.backbone))
+        self._always_eval = [*self._frozen_modules(self.backbone), *_between_frozen(self.backbone)]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Network":
@@ -90,14 +90,31 @@ class Network(nn.Module):
         return self
 
     def _frozen_modules(self, module: nn.Module):
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if _is_trained(module) is False:
             yield from module.modules()
             return
         if isinstance(module, nn.modules.batchnorm._NormBase) and not self.updates_batch_norm:  # or by instance
             yield module
         for child in module.children():
             yield from self._frozen_modules(child)
+
+
+def _between_frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield layers without parameters, such as dropout, whose neighbours on both sides are frozen."""
+    leaves = [part for part in module.modules() if not any(True for _ in part.children())]
+    trained = [_is_trained(leaf) for leaf in leaves]
+    for place, leaf in enumerate(leaves):
+        if trained[place] is None:
+            before = next((known for known in reversed(trained[:place]) if known is not None), None)
+            after = next((known for known in trained[place:] if known is not None), None)
+            if before is False and after is False:
+                yield leaf
+
+
+def _is_trained(module: nn.Module) -> bool | None:
+    """Return whether any parameter is trained, or None if there are none."""
+    parameters = list(module.parameters())
+    return any(parameter.requires_grad for parameter in parameters) if parameters else None
 
 
 def build_network(

@@ -135,6 +135,14 @@ def test_weights_are_the_same_for_a_network_of_ones_own():
     assert cuts(cached) == ["stem"] * 3
 
 
+def test_dropout_between_frozen_layers_does_not_end_the_prefix():
+    layers = [nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    cached, whole = cached_and_whole("partial", backbone=backbone, learning_rate=0.05)
+    assert cuts(cached) == ["3"] * 3
+    assert difference(cached, whole) < 1e-5
+
+
 class ActivatesInPlace(Net):
     """Writes into what the last frozen layer gave, and not the same when it does so again."""
 

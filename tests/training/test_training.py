@@ -56,6 +56,18 @@ def test_frozen_modules_stay_in_eval_mode(backbone, strategy):
     assert not any(module.training for module in network.modules())
 
 
+@pytest.mark.parametrize(
+    ("n_groups", "active"),
+    [(1, [False, False, True, True]), (2, [False, True, True, True]), (4, [True, True, True, True])],
+)
+def test_dropout_between_frozen_layers_is_off(n_groups, active):
+    """What is dropped on the way into a layer that is trained, or out of it, is dropped."""
+    layers = [layer for width in (3, 8, 8, 8) for layer in (nn.Conv2d(width, 8, 3), nn.Dropout(0.5))]
+    backbone = load_backbone(nn.Sequential(*layers, nn.Flatten()), image_size=16)
+    network = build_network(backbone, 3, PartialFineTuning(n_groups), seed=0).train()
+    assert [part.training for part in network.backbone.modules() if isinstance(part, nn.Dropout)] == active
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
 @pytest.mark.parametrize("strategy", [PartialFineTuning(), FineTuning()])
 def test_running_statistics_stay(norm, strategy):
