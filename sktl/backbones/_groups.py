@@ -7,7 +7,7 @@ def layer_groups(module: nn.Module) -> list[list[str]]:
     """Group a network's parameters by depth.
 
     The network is asked (``layer_groups``, timm's ``group_matcher``); one that does not know is split at its direct
-    children.
+    children. A normalisation at the end belongs to the layers before it, which timm says of some networks only.
 
     Parameters
     ----------
@@ -24,9 +24,18 @@ def layer_groups(module: nn.Module) -> list[list[str]]:
     if hasattr(module, "group_matcher"):
         from timm.models import group_parameters
 
-        groups = group_parameters(module, module.group_matcher(coarse=True))
-        return [groups[depth] for depth in sorted(groups)]
-    return _groups_by_children(module)
+        by_depth = group_parameters(module, module.group_matcher(coarse=True))
+        groups = [by_depth[depth] for depth in sorted(by_depth)]
+    else:
+        groups = _groups_by_children(module)
+    return join_last_norm(module, groups)
+
+
+def join_last_norm(module: nn.Module, groups: list[list[str]]) -> list[list[str]]:
+    """Put a last group that holds nothing but vectors, the weights of a normalisation, to the group before it."""
+    if len(groups) < 2 or any(module.get_parameter(name).ndim > 1 for name in groups[-1]):
+        return groups
+    return [*groups[:-2], groups[-2] + groups[-1]]
 
 
 def _groups_by_children(module: nn.Module, prefix: str = "") -> list[list[str]]:

@@ -108,8 +108,8 @@ class PartialFineTuning(SlowBackbone):
     Parameters
     ----------
     n_groups : int, default=1
-        How many of the backbone's layer groups are trained, counted from the output. A backbone with fewer groups is
-        trained whole.
+        How many of the backbone's layer groups are trained, counted from the output: stages or blocks, which
+        ``backbone_.layer_groups`` of a fitted estimator names. A backbone with fewer groups is trained whole.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from sktl.backbones import Backbone, build_from_recipe, fingerprint, load_backbone, reset_parameters
+from sktl.backbones import Backbone, build_from_recipe, fingerprint, layer_groups, load_backbone, reset_parameters
 from sktl.exceptions import BackboneError
 
 SIZE = 32
@@ -267,6 +267,18 @@ def test_layer_groups_of_an_own_network_follow_its_children(net):
     groups = load_backbone(net, image_size=SIZE).layer_groups
     assert [group[0] for group in groups] == ["stem.0.weight", "body.weight"]
     assert sum(map(len, groups)) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_s3_tiny_224", "resnetv2_18", "densenet121"])
+def test_a_normalisation_at_the_end_is_no_group_of_its_own(name):
+    """timm's groups end with it, so that training the last one would train next to nothing."""
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0)
+    groups = layer_groups(network)
+    names = [name for name, _ in network.named_parameters()]
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    assert groups[-1][-1] == names[-1]
+    assert max(network.get_parameter(name).ndim for name in groups[-1]) > 1
 
 
 # Copies ---------------------------------------------------------------------------------------------------------------
