@@ -24,16 +24,8 @@ from torchvision import transforms
 
 from sktl import FineTuneClassifier
 
-STRATEGIES = [
-    "feature_extraction",
-    "lp_ft",
-    "partial",
-    "gradual_unfreezing",
-    "fine_tuning",
-    "bitfit",
-    "l2_sp",
-]
-SEARCHED = ["feature_extraction", "bitfit", "wise_ft", "lp_ft"]
+SEARCHED = ["feature_extraction", "lp_ft", "wise_ft"]
+STRATEGIES = ["feature_extraction", "lp_ft", "partial", "gradual_unfreezing", "fine_tuning", "bitfit", "lora", "l2_sp"]
 
 
 def estimator(trial, **params):
@@ -64,13 +56,17 @@ def sktl_strategy(strategy):
     return recipe
 
 
-def sktl_search(trial):
+def sktl_search(*strategies):
     """GridSearchCV over strategies, refitted with the best."""
-    folds = StratifiedKFold(3, shuffle=True, random_state=trial.seed)
-    search = GridSearchCV(estimator(trial), {"strategy": SEARCHED}, cv=folds)
-    predict = search.fit(trial.files, trial.labels).predict
-    trial.notes["chosen"] = search.best_params_["strategy"]
-    return predict
+
+    def recipe(trial):
+        folds = StratifiedKFold(3, shuffle=True, random_state=trial.seed)
+        search = GridSearchCV(estimator(trial), {"strategy": strategies}, cv=folds).fit(trial.files, trial.labels)
+        trial.notes["scores"] = dict(zip(strategies, search.cv_results_["mean_test_score"].tolist(), strict=True))
+        trial.notes["chosen"] = search.best_params_["strategy"]
+        return search.predict
+
+    return recipe
 
 
 def logistic_regression(searched):
@@ -213,7 +209,8 @@ RECIPES = {
     "fastai fine_tune, aug_transforms": fastai_fine_tune(augmented=True),
     "timm script, SGD": timm_script(sgd),
     "timm script, AdamW and RandAugment": timm_script(adamw, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25),
-    "sktl, strategy searched": sktl_search,
+    "sktl, strategy searched": sktl_search(*SEARCHED),
+    "sktl, strategy searched, bitfit too": sktl_search(*SEARCHED, "bitfit"),
     **{f"sktl, {name}": sktl_strategy(name) for name in STRATEGIES},
 }
 
