@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sktl._deps import import_extra
-from sktl.backbones._groups import join_last_norm
+from sktl.backbones._groups import join_norms
 from sktl.backbones._tokens import PADDING
 from sktl.exceptions import BackboneError
 
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
             own = next((index + 1 for index, prefix in enumerate(prefixes) if name.startswith(prefix)), None)
             depth = own or (0 if depth == 0 else len(prefixes) + 1)
             groups[depth].append(name)
-        return join_last_norm(self, [group for group in groups if group])
+        return join_norms(self, [group for group in groups if group])
 
 
 def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: Sequence[str]) -> torch.Tensor:

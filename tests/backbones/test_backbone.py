@@ -281,6 +281,23 @@ def test_a_normalisation_at_the_end_is_no_group_of_its_own(name):
     assert max(network.get_parameter(name).ndim for name in groups[-1]) > 1
 
 
+@pytest.mark.parametrize("name", ["poolformer_s12", "pit_ti_224", "csatv2", "rdnet_tiny"])
+def test_stages_that_share_a_child_are_groups_of_their_own(name):
+    """As one group, they would be trained together by ``strategy="partial"``: nearly the whole network."""
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=0)
+    groups = layer_groups(network)
+    assert [name for group in groups for name in group] == [name for name, _ in network.named_parameters()]
+    sizes = [sum(network.get_parameter(name).numel() for name in group) for group in groups]
+    assert len(groups) >= 5
+    assert max(sizes) < 0.8 * sum(sizes)
+
+
+def test_a_normalisation_between_layers_belongs_to_those_before_it():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    assert [len(group) for group in layer_groups(network)] == [4, 4]
+
+
 # Copies ---------------------------------------------------------------------------------------------------------------
 
 
