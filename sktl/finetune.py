@@ -62,8 +62,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     head : {"linear", "mlp"}, nn.Module or classifier, default="linear"
         What turns embeddings into classes: a linear layer, which is solved for where a strategy fits the head first; a
         small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
-        n_classes) and is copied; or, with ``strategy="feature_extraction"``, any classifier of scikit-learn. For labels
-        in columns the linear layer is one logistic regression per label.
+        n_classes), is copied, and trained as a whole; or, with ``strategy="feature_extraction"``, any classifier of
+        scikit-learn. For labels in columns the linear layer is one logistic regression per label.
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a step of training. It says nothing where the
         head is solved for.

@@ -58,8 +58,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     head : {"linear", "mlp"}, nn.Module or regressor, default="linear"
         What turns embeddings into numbers: a linear layer, which is solved for where a strategy fits the head first; a
         small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
-        n_targets) and is copied; or, with ``strategy="feature_extraction"``, any regressor of scikit-learn. All of them
-        learn standardised targets.
+        n_targets), is copied, and trained as a whole; or, with ``strategy="feature_extraction"``, any regressor of
+        scikit-learn. All of them learn standardised targets.
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a step of training. It says nothing where the
         head is solved for.

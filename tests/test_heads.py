@@ -7,11 +7,13 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 from small_models import make_model, three_digits
 from torch import nn
 
@@ -113,6 +115,14 @@ def test_module_given_as_head_is_left_alone(few):
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
 
 
+def test_lazy_layers_are_to_be_run_before(few):
+    head = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"lazy layers without weights: call it once, .* \(2, 16\)"):
+        make_model("lp_ft", head=head).fit(*few)
+    head(torch.zeros(1, 16))
+    assert make_model("lp_ft", head=head).fit(*few).net_.module_.head[0].in_features == 16
+
+
 class Logarithm(nn.Module):
     """Gives no numbers for what is below zero."""
 
@@ -183,6 +193,43 @@ def test_weights_reach_a_model_as_head(few):
         np.testing.assert_array_equal(weighted.predict(X), expected.predict(X))
     with pytest.raises(ValueError, match="takes no sample weights, so all must be multiples"):
         make_model("feature_extraction", head=KNeighborsClassifier(3)).fit(X, y, sample_weight=weight**0.5)
+
+
+def test_a_class_of_weight_zero_needs_a_head_that_takes_weights(few):
+    weighing, other = (
+        make_model("feature_extraction", head=head, class_weight={"one": 0})
+        for head in (LogisticRegression(max_iter=1000), KNeighborsClassifier(3))
+    )
+    assert "one" not in weighing.fit(*few).predict(few[0])
+    with pytest.raises(ValueError, match=r"KNeighborsClassifier\(\) takes no sample weights, so a class of weight 0"):
+        other.fit(*few)
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_some_class_must_have_weight(few, strategy):
+    with pytest.raises(ValueError, match="'class_weight' parameter leaves no row with weight"):
+        make_model(strategy, class_weight=dict.fromkeys(("zero", "one", "two"), 0)).fit(*few)
+
+
+@pytest.mark.parametrize("head", [RandomForestClassifier(3), BaggingClassifier(DecisionTreeClassifier(), 2)])
+def test_random_state_decides_what_a_head_draws(few, head):
+    first, again, other = (
+        make_model("feature_extraction", head=head, random_state=seed).fit(*few).predict_proba(few[0])
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert head.random_state is None
+
+
+def test_a_head_keeps_a_seed_of_its_own(few):
+    model = make_model("feature_extraction", head=RandomForestClassifier(3, random_state=5)).fit(*few)
+    assert model.head_.random_state == 5
+
+
+def test_a_class_is_no_head(few):
+    with pytest.raises(ValueError, match=r"'head' parameter .* an instance of 'sklearn\.base\.BaseEstimator'"):
+        make_model("feature_extraction", head=LogisticRegression).fit(*few)
 
 
 def test_a_model_as_head_needs_a_frozen_backbone(few):

@@ -65,6 +65,8 @@ class ClassTargets:
         if isinstance(self.class_weight, dict):
             _check_class_weight(self.class_weight, "class_weight")
         class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weight)
+        if not class_weight[known.values].any():
+            raise ValueError(f"The 'class_weight' parameter leaves no row with weight: {self.class_weight!r}.")
         return Targets(known.values, weight, class_weight)
 
     def _known_targets(self, y, weight, name) -> Targets:

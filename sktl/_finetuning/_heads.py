@@ -5,6 +5,7 @@ from abc import abstractmethod
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import has_fit_parameter
 from torch import nn
 
@@ -46,7 +47,7 @@ class Heads(FineTuner):
         tasks.begin("head")
         embeddings = self._embed(rows, backbone.view)
         views = self._views(backbone, seed)
-        self.head_ = self._fit_model(*self._with_variants(embeddings, rows, targets, backbone, views))
+        self.head_ = self._fit_model(*self._with_variants(embeddings, rows, targets, backbone, views), seed)
         self.history_ = [{"phase": "head", "dur": time.perf_counter() - started}]
         self.backbone_, self.trainable_parameters_, self._n_features_out = backbone, 0, backbone.width
         self._keep_original_head(backbone, None)
@@ -64,12 +65,17 @@ class Heads(FineTuner):
             )
         return True
 
-    def _fit_model(self, embeddings: np.ndarray, targets: Targets) -> BaseEstimator:
-        model, weight, y = clone(self.head), targets.loss_weight, self._model_targets(targets)
+    def _fit_model(self, embeddings: np.ndarray, targets: Targets, seed: int) -> BaseEstimator:
+        model, weight, y = _seeded(clone(self.head), seed), targets.loss_weight, self._model_targets(targets)
         if np.all(weight == 1):
             return model.fit(embeddings, y)
         if has_fit_parameter(model, "sample_weight"):
             return model.fit(embeddings, y, sample_weight=weight)
+        if not weight.all():
+            raise ValueError(
+                f"head={type(model).__name__}() takes no sample weights, so a class of weight 0 would be unknown to "
+                "it: leave the rows of that class out, or change 'class_weight'."
+            )
         times = np.rint(weight / weight.min()).astype(int)  # a row of weight 2 is the same as two rows
         if not np.allclose(times * weight.min(), weight):
             raise ValueError(
@@ -81,3 +87,11 @@ class Heads(FineTuner):
         if self._has_model_as_head():
             raise StrategyError("partial_fit needs a head trained by gradient steps: 'linear', 'mlp' or a module.")
         return super()._begin_passes(first)
+
+
+def _seeded(model: BaseEstimator, seed: int) -> BaseEstimator:
+    """Give a number to each ``random_state`` of a model, and of what it holds, that is left to chance."""
+    random = check_random_state(seed)
+    params = model.get_params()
+    names = [name for name in sorted(params) if name.split("__")[-1] == "random_state" and params[name] is None]
+    return model.set_params(**{name: int(random.randint(np.iinfo(np.int32).max)) for name in names})

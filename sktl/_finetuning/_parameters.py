@@ -3,7 +3,8 @@
 import os
 from numbers import Integral, Real
 
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 from sktl._base import SHARED_CONSTRAINTS, ImageEstimator
@@ -17,7 +18,7 @@ TRAINING_CONSTRAINTS: dict[str, list] = {
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"}), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
-    "head": [StrOptions({"linear", "mlp"}), nn.Module, HasMethods(["fit", "predict"])],
+    "head": [StrOptions({"linear", "mlp"}), nn.Module, BaseEstimator],
     "dropout": [Interval(Real, 0, 1, closed="left")],
     "drop_path": [Interval(Real, 0, 1, closed="left")],
     "early_stopping": ["boolean", StrOptions({"auto"})],

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from sktl._random import private_torch_rng
 from sktl.training.data import Targets
@@ -61,13 +62,19 @@ def make_head(head: str | nn.Module, width: int, n_outputs: int, seed: int) -> n
     Raises
     ------
     ValueError
-        If a module does not take embeddings of that width, or its output has another width.
+        If a module does not take embeddings of that width, its output has another width, or it has lazy layers that
+        have not been run.
     """
     if head == "linear":
         return zero_linear(width, n_outputs)
     if head == "mlp":
         with private_torch_rng(seed):
             return MLPHead(width, n_outputs)
+    if any(is_lazy(parameter) for parameter in head.parameters()):
+        raise ValueError(
+            "The module given as head= has lazy layers without weights: call it once, before fit, on zeros of shape "
+            f"(2, {width}), the width of the embeddings."
+        )
     module = copy.deepcopy(head).cpu().float().requires_grad_(True).eval()
     try:
         with torch.inference_mode():
