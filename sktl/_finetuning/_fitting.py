@@ -207,7 +207,7 @@ class FineTuner(PassByPass):
         data = self._training_data(rows, targets, backbone, views)
         self._find_learning_rate(network, data, seed)
         self.net_ = self._make_net(network, resolve_device(self.device))
-        valid = None if validation is None else self._training_data(*validation, backbone)
+        valid = None if validation is None else self._validation_data(*validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:
             extra.append((self._valid_score[0], ValidScore(*self._valid_score)))

@@ -1,7 +1,6 @@
 """The task that a backbone was trained on before: its head, its rows, and what is left of it after training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from sklearn.utils.validation import _check_y, check_consistent_length, check_is
 from torch import nn
 
 from sktl._finetuning._labels import refuse_missing
+from sktl._finetuning._notes import OF_OLD_TASK, noted
 from sktl._finetuning._parameters import TrainingParameters
 from sktl.backbones import Backbone, OriginalHead, ReferredHead, class_names, refer_head
 from sktl.exceptions import BackboneError, StrategyError
@@ -45,7 +45,7 @@ class OriginalTask(TrainingParameters):
             self._check_unmixed()
             return backbone, None
         rows, labels = self._original_rows(backbone)
-        with _noted_as_original():
+        with noted(OF_OLD_TASK):
             if backbone.original_head is None:
                 backbone = self._fit_original_head(rows, labels.values, backbone)
             columns = column_numbers(labels.values, backbone.original_head.classes, "The y of JointTraining")
@@ -56,7 +56,7 @@ class OriginalTask(TrainingParameters):
         X, y = self.strategy_.X, self.strategy_.y
         refuse_unordered(y, "JointTraining's y")
         refuse_missing(y, "JointTraining's y", "Leave out the rows for which it is not known.")
-        with _noted_as_original():
+        with noted(OF_OLD_TASK):
             X = self._check_input(X, reset=False)
             y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
             check_consistent_length(X, y)
@@ -235,16 +235,6 @@ def column_numbers(y: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
             "original_classes_ of the estimator, or the classes that its backbone brings."
         )
     return np.array([places[label] for label in y.tolist()], dtype=np.int64)
-
-
-@contextmanager
-def _noted_as_original() -> Iterator[None]:
-    """Let errors about X and y say which X and y they mean."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note("X and y are those of JointTraining here: the rows of the old task.")
-        raise
 
 
 def _plain_targets(values: np.ndarray) -> Targets:

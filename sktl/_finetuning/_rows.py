@@ -1,6 +1,7 @@
 """The rows that a network is trained on: checked, turned into targets, and held out in part."""
 
 from abc import abstractmethod
+from contextlib import nullcontext
 
 import numpy as np
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
@@ -10,6 +11,7 @@ from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._network import FittedNetwork
+from sktl._finetuning._notes import OF_VALIDATION, noted
 from sktl.backbones import Backbone
 from sktl.exceptions import InputError
 from sktl.inputs import Augmenter, ImagePreprocessor, refuse_unordered
@@ -69,23 +71,22 @@ class TrainingRows(FittedNetwork):
 
     def _check_validation_rows(self, X, y, sample_weight, backbone):
         self.validation_indices_ = None
-        if (X is None) != (y is None):
-            raise ValueError("X_val and y_val must be given together.")
+        if (X is None) != (y is None) or (X is None and sample_weight is not None):
+            raise ValueError("X_val and y_val must be given together, and sample_weight_val with them only.")
         if X is None:
             return None
-        X = self._check_input(X, reset=False)
-        y, sample_weight = self._check_targets(X, y, sample_weight, "y_val")
-        counting = np.flatnonzero(sample_weight)
-        targets = self._known_targets(y[counting], sample_weight[counting], "y_val")
-        return self._open_rows(X, backbone).take(counting), targets
+        with noted(OF_VALIDATION):
+            X = self._check_input(X, reset=False)
+            y, sample_weight = self._check_targets(X, y, sample_weight, "y_val")
+            counting = np.flatnonzero(sample_weight)
+            targets = self._known_targets(y[counting], sample_weight[counting], "y_val")
+            return self._open_rows(X, backbone).take(counting), targets
 
     def _check_targets(self, X, y, sample_weight, name: str = "y") -> tuple[np.ndarray, np.ndarray]:
         self._refuse_targets(y, name)
         y = self._check_y(y)
         check_consistent_length(X, y)
         sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-        if not sample_weight.any():
-            raise ValueError("The sample weights must not all be zero: no row would count.")
         return y, sample_weight
 
     def _training_data(self, rows, targets: Targets, backbone: Backbone, views: Views | None = None) -> TrainingData:
@@ -93,6 +94,11 @@ class TrainingRows(FittedNetwork):
         data = TrainingData(rows, targets, preprocess, views)
         warn_of_truncation(rows, backbone.data_config)
         return data
+
+    def _validation_data(self, rows, targets: Targets, backbone: Backbone) -> TrainingData:
+        given = self.validation_indices_ is None  # and not held out of X
+        with noted(OF_VALIDATION) if given else nullcontext():
+            return self._training_data(rows, targets, backbone)
 
     def _views(self, backbone: Backbone, seed: int) -> Views | None:
         """Return how the training images are varied."""

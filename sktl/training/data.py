@@ -151,7 +151,7 @@ class TrainingData(Dataset):
         return self.inputs(index, 0), self._values[index]
 
     def _fits_in_memory(self) -> bool:
-        return self._prepare_row(0).nbytes * len(self) <= RAM_BUDGET
+        return self._load([0]).nbytes * len(self) <= RAM_BUDGET
 
     def _load_all(self) -> torch.Tensor:
         return torch.from_numpy(self._load(range(len(self))))
