@@ -13,7 +13,7 @@ from sktl.training.head import (
 )
 from sktl.training.loop import train
 from sktl.training.losses import MultilabelLoss
-from sktl.training.net import make_net
+from sktl.training.net_settings import make_net
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.new_heads import make_head, train_head, zero_linear
 from sktl.training.passes import EmbeddingRows, Passes, head_alone

@@ -1,6 +1,6 @@
 """The skorch net that trains a network."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -8,13 +8,11 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import noop
-from torch import nn
 
 from sktl.embedding import ThreadLimit
 from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
-from sktl.training.callbacks import EarlyStop, FiniteLoss, StrategyEpochs
-from sktl.training.data import batches
+from sktl.training.callbacks import EarlyStop
 from sktl.training.gradients import add_gradients, lay_out_gradients
 from sktl.training.lanes import Lanes, Splitting, n_parts_for
 from sktl.training.lockstep import PartsDisagreeError
@@ -304,94 +302,3 @@ def _split_by_decay(groups, weight_decay: float):
             if params:
                 decay = group.get("weight_decay", weight_decay) if is_matrix else 0.0
                 yield {**group, "params": params, "weight_decay": decay}
-
-
-_OWN_SETTINGS = {
-    *("autocast", "averaging", "batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr"),
-    *("max_epochs", "mixing", "module", "n_parts", "strategy", "train_split", "verbose", "weight_decay"),
-}
-
-
-def make_net(
-    network: Network,
-    strategy,
-    *,
-    criterion: type[nn.Module] = nn.CrossEntropyLoss,
-    learning_rate: float,
-    weight_decay: float,
-    max_epochs: int,
-    batch_size: int,
-    n_parts: int = 1,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    criterion_params: dict[str, Any] | None = None,
-    ema_decay: float | None = None,
-    device: torch.device,
-    verbose: int = 0,
-    callbacks: Sequence[Callback] = (),
-    net_params: dict[str, Any] | None = None,
-) -> TransferNet:
-    """Compose the skorch net for a network; nothing is trained yet.
-
-    Parameters
-    ----------
-    network : Network
-        Prepared by the strategy.
-    strategy : Strategy
-        The way of transfer.
-    criterion : type of module, default=nn.CrossEntropyLoss
-        Loss with a ``reduction`` parameter.
-    learning_rate, weight_decay : float
-        Of the head, before the schedule; of matrices and kernels.
-    max_epochs, batch_size : int
-        Length of training, size of a step.
-    n_parts : int, default=1
-        Into how many parts a step is split, to save memory.
-    mixup, cutmix : float, default=0.0
-        See :class:`~sktl.training.mixing.Mixing`.
-    criterion_params : dict, default=None
-        Of the loss.
-    ema_decay : float, default=None
-        See :class:`~sktl.training.averaging.Averaging`.
-    device : torch.device
-        Where training runs.
-    verbose : int, default=0
-        skorch prints one line per epoch from 1 on.
-    callbacks : sequence of skorch callbacks, default=()
-        Run after sktl's own.
-    net_params : dict, default=None
-        Overrides of skorch's parameters.
-
-    Returns
-    -------
-    net : TransferNet
-        Not initialized.
-    """
-    overrides = dict(net_params or {})
-    settings = {
-        **({} if "optimizer" in overrides else {"optimizer__fused": True}),  # faster, and on one core above all
-        "criterion": criterion,
-        "criterion__reduction": "none",
-        "optimizer": torch.optim.AdamW,
-        "lr": learning_rate,
-        "weight_decay": weight_decay,
-        "max_epochs": max_epochs,
-        "batch_size": batch_size,
-        "n_parts": n_parts,
-        "mixing": Mixing(mixup, cutmix) if mixup or cutmix else None,
-        "averaging": None if ema_decay is None else Averaging(ema_decay),
-        **{f"criterion__{name}": value for name, value in (criterion_params or {}).items()},
-        "iterator_train": batches,
-        "iterator_valid": batches,
-        "train_split": None,
-        "device": device,
-        "verbose": verbose,
-        "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
-    }
-    taken = sorted(_OWN_SETTINGS.intersection(overrides))
-    if taken:
-        raise ValueError(
-            f"The 'net_params' parameter must not hold {taken[0]!r}: the estimator sets it, through a parameter of its "
-            "own where there is one (callbacks=, learning_rate=)."
-        )
-    return TransferNet(network, strategy=strategy, **{**settings, **overrides})
