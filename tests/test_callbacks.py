@@ -96,6 +96,17 @@ def test_a_callback_may_stop_training(few):
     assert model.predict(few[0]).shape == few[1].shape
 
 
+def test_the_epoch_that_a_callback_stops_at_counts_for_early_stopping(few):
+    X, y = few
+    recorder = Recorder(stop_after=4)
+    model = make_model(max_epochs=8, batch_size=9, learning_rate=0.02, early_stopping=True).set_callbacks(recorder)
+    model.fit(X, y, X_val=X, y_val=y)
+    losses = [epoch["valid_loss"] for epoch in model.history_]
+    assert len(losses) == 4
+    assert losses[-1] == min(losses)
+    np.testing.assert_array_equal(model.predict_proba(X), recorder.proba[3])
+
+
 def test_callbacks_are_torn_down_when_a_fit_fails(few):
     recorder = Recorder()
     model = make_model(learning_rate=1e30, max_epochs=3).set_callbacks(recorder)
@@ -148,11 +159,13 @@ def test_a_pipeline_hands_its_callbacks_to_all_steps(few):
 def test_early_stopping_of_skorch_ends_training_in_good_order(few):
     """It raises KeyboardInterrupt, and a fit that a user interrupts must fail."""
     X, y = few
+    recorder = Recorder()
     stop = EarlyStopping(monitor="valid_loss", patience=2, load_best=True, sink=lambda text: None)
     model = make_model(callbacks=[stop], max_epochs=30, learning_rate=0.1, early_stopping=False)
-    model.fit(X[:30], y[:30], X_val=X[30:], y_val=(y[30:] + 1) % 3)
+    model.set_callbacks(recorder).fit(X[:30], y[:30], X_val=X[30:], y_val=(y[30:] + 1) % 3)
     losses = [epoch["valid_loss"] for epoch in model.history_]
     assert len(losses) < 30
+    assert recorder.calls.count("begin epoch") == recorder.calls.count("end epoch") == len(losses)
     proba = model.predict_proba(X[30:])
     assert -np.log(proba[np.arange(15), (y[30:] + 1) % 3]).mean() == pytest.approx(min(losses), rel=1e-3)
 

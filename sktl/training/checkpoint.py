@@ -62,6 +62,8 @@ class Checkpoint(Callback):
             self._restore(net, state)
 
     def on_epoch_end(self, net, **kwargs):
+        if net.stopping_:  # a fit that went on from here would not know; from the epoch before it stops here again
+            return
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, "identity": self.identity, **self._state(net)}, buffer)
         _write(self.path, buffer.getbuffer())

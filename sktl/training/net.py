@@ -56,6 +56,7 @@ class TransferNet(NeuralNet):
     prefix_: FrozenPrefix | None = None  # whose activations stand for images
     lanes_: Lanes | None = None  # in training on a CPU
     splitting_: Splitting | None = None  # of the steps over the lanes; not known before the first of an epoch
+    stopping_: bool = False  # in the last epoch, where a callback has ended training
 
     def __init__(
         self,
@@ -253,14 +254,17 @@ class TransferNet(NeuralNet):
         self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))
 
     def notify(self, method_name, **kwargs):
-        """Run the callbacks; skorch's early stopping raises what Ctrl-C raises too, and is told from it; see skorch."""
-        try:
-            super().notify(method_name, **kwargs)
-        except KeyboardInterrupt:
-            stoppers = [callback for _, callback in self.callbacks_ if isinstance(callback, EarlyStopping)]
-            if method_name == "on_epoch_end" and any(each.misses_ == each.patience for each in stoppers):
-                raise EarlyStop from None
-            raise
+        """Run the callbacks; where one stops training at the end of an epoch the others see it first; see skorch."""
+        getattr(self, method_name)(self, **kwargs)
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **kwargs)
+            except (EarlyStop, KeyboardInterrupt) as signal:
+                if method_name != "on_epoch_end" or not _stops_in_good_order(callback, signal):
+                    raise
+                self.stopping_ = True
+        if self.stopping_ and method_name == "on_epoch_end":
+            raise EarlyStop
 
     @contextmanager
     def _in_lanes(self) -> Iterator[None]:
@@ -279,6 +283,7 @@ class TransferNet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.parts_ = Parts(self.n_parts, torch.device(self.device))
+        self.stopping_ = False
         self.peers_ = current_peers()
         self.peers_.start_alike(self.module_)
         with self._in_lanes():
@@ -287,6 +292,13 @@ class TransferNet(NeuralNet):
                 self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
             self.notify("on_train_end", X=X, y=y)
         return self
+
+
+def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
+    """Tell what ends training from what ends the fit: skorch's early stopping raises what Ctrl-C raises too."""
+    return isinstance(signal, EarlyStop) or (
+        isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
+    )
 
 
 def _gathered(parts: Iterable[LossAndOutput]) -> dict[str, torch.Tensor]:

@@ -122,6 +122,26 @@ def test_early_stopping_remembers_its_best_weights(tmp_path):
     assert difference(model, unbroken) == 0.0
 
 
+class Fail(Callback):
+    """What a full disk does after the last epoch."""
+
+    def on_train_end(self, net, **kwargs):
+        raise OSError("No space left on device")
+
+
+def test_fit_that_was_cut_off_after_it_stopped_stops_there_again(tmp_path):
+    X, y = three_digits()
+    options = {"max_epochs": 8, "learning_rate": 0.1, "early_stopping": True, "n_iter_no_change": 3}
+    fit = {"X_val": X[30:], "y_val": (y[30:] + 1) % 3}
+    unbroken = make_model(**options).fit(X[:30], y[:30], **fit)
+    model = make_model(**options, checkpoint=tmp_path, callbacks=[Fail()])
+    with pytest.raises(OSError, match="No space left"):
+        model.fit(X[:30], y[:30], **fit)
+    model.set_params(callbacks=None).fit(X[:30], y[:30], **fit)
+    assert [entry["epoch"] for entry in model.history_] == [entry["epoch"] for entry in unbroken.history_]
+    assert difference(model, unbroken) == 0.0
+
+
 def test_state_of_training_may_be_killed_while_it_is_written(tmp_path, monkeypatch):
     model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
     before = (tmp_path / FILE).read_bytes()
