@@ -172,7 +172,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     fit_seconds_ : float
         Wall-clock time of ``fit``.
     images_per_second_ : float
-        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``.
+        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``;
+        epochs that a checkpoint brought do not count.
     peak_memory_ : float
         Bytes that ``fit`` took at its peak: on a CUDA device of torch's, else resident memory; NaN if not known.
     training_data_ : dict

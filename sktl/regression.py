@@ -160,7 +160,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     fit_seconds_ : float
         Wall-clock time of ``fit``.
     images_per_second_ : float
-        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``.
+        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``;
+        epochs that a checkpoint brought do not count.
     peak_memory_ : float
         Bytes that ``fit`` took at its peak beyond what was taken before: on a CUDA device what torch allocated there,
         else resident memory of the process; NaN where the system does not tell.

@@ -117,7 +117,8 @@ class FineTuner(PassByPass):
             checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
             self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
-            self.images_per_second_ = len(targets) * len(self.history_) / self.fit_seconds_
+            n_passes = len(self.history_) - (0 if checkpoint is None else checkpoint.n_epochs_found)
+            self.images_per_second_ = len(targets) * n_passes / self.fit_seconds_
             tasks.finish()
             if checkpoint is not None:
                 checkpoint.remove()

@@ -38,7 +38,14 @@ class Checkpoint(Callback):
         Made where it does not exist. One fit at a time.
     identity : dict of str to str
         What must be the same for a fit to go on, by name; see :func:`describe_fit`.
+
+    Attributes
+    ----------
+    n_epochs_found : int
+        Epochs that an earlier fit has done.
     """
+
+    n_epochs_found = 0
 
     def __init__(self, folder: str | os.PathLike, identity: dict[str, str]):
         self.folder = Path(folder)
@@ -87,11 +94,13 @@ class Checkpoint(Callback):
         net.module_.load_state_dict(state["network"])
         net.optimizer_.load_state_dict(state["optimizer"])
         for name, callback in _with_state(net).items():
-            callback.load_state_dict(state["callbacks"][name])
+            if name in state["callbacks"]:  # a user's may have come since
+                callback.load_state_dict(state["callbacks"][name])
         set_random_state(state["random"], torch.device(net.device))
         net.iterator_train__generator.set_state(state["order"])
-        net.parts_.n = state["n_parts"]
+        net.parts_.n = max(net.parts_.n, state["n_parts"])  # what was asked for, or what memory had room for
         net.history = History(json.loads(state["history"]))
+        self.n_epochs_found = len(net.history)
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():

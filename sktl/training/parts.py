@@ -61,10 +61,21 @@ def random_state(device: torch.device) -> list[torch.Tensor]:
 
 
 def set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
-    """Put the generators back to what :func:`random_state` returned."""
+    """Put the generators back to what :func:`random_state` returned; seed a CUDA device's by a state without one."""
     torch.random.set_rng_state(states[0])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], device)
+        else:
+            _seed_by(states[0], device)
+
+
+def _seed_by(state: torch.Tensor, device: torch.device) -> None:
+    """Seed a CUDA device's generator with a number that a generator of the CPU in that state draws."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    with torch.cuda.device(device):
+        torch.cuda.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
 def _slices(n_rows: int, n_parts: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Fits that are cut off: killed, interrupted, out of memory; what goes on, what is refused, what is left behind."""
+"""Fits that are cut off: killed, interrupted; what goes on, what is refused, what is left behind."""
 
 import os
 import subprocess
@@ -19,7 +19,6 @@ from torch import nn
 from sktl.exceptions import CheckpointError
 from sktl.strategies import FineTuning, JointTraining
 from sktl.training import checkpoint as checkpoints
-from sktl.training.parts import Parts
 
 HERE = Path(__file__).parent
 FILE = "training.ckpt"
@@ -35,6 +34,21 @@ class Interrupt(Callback):
         self.step -= training
         if training and self.step == 0:
             raise KeyboardInterrupt
+
+
+class Counter(Callback):
+    """Counts epochs, and has a state."""
+
+    n = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n += 1
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
 
 
 def interrupted(model, step):
@@ -236,8 +250,23 @@ def test_checkpoint_of_other_data_is_refused(tmp_path, what):
 
 def test_where_and_how_it_is_computed_may_change(tmp_path):
     model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
+    counter = Counter()
     model.set_params(verbose=0, cache_bytes=0, gradient_accumulation=2, memory=str(tmp_path / "memory"))
-    model.fit(*three_digits())
+    model.set_params(callbacks=[counter]).fit(*three_digits())
+    assert model.net_.parts_.n == 2
+    assert counter.n == len(model.history_) - 1
+
+
+def test_parts_that_memory_asked_for_are_not_fewer_after_that(tmp_path):
+    model = interrupted(make_killable(tmp_path, "fine_tuning", gradient_accumulation=3), 6)
+    assert model.set_params(gradient_accumulation=1).fit(*three_digits()).net_.parts_.n == 3
+
+
+def test_speed_is_that_of_the_epochs_that_ran_here(tmp_path):
+    options = {"early_stopping": False, "max_epochs": 4}
+    model = interrupted(make_killable(tmp_path, "lp_ft", **options), 16).fit(*three_digits())
+    assert len(model.history_) == 5
+    assert model.images_per_second_ * model.fit_seconds_ == pytest.approx(2 * len(three_digits()[1]))  # head, epoch
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
@@ -273,85 +302,3 @@ def test_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path, p
 def test_checkpoint_needs_a_seed(tmp_path):
     with pytest.raises(ValueError, match="checkpoint= needs an integer as random_state"):
         make_model(checkpoint=tmp_path, random_state=None).fit(*three_digits())
-
-
-# Memory ---------------------------------------------------------------------------------------------------------------
-
-
-class Small(Net):
-    """Has memory for so many images at a time."""
-
-    def __init__(self, room):
-        super().__init__()
-        self.room = room
-        self.largest = []
-        self.drop = torch.nn.Identity()  # its random numbers would depend on the parts
-
-    def forward(self, images):
-        if len(images) > self.room:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return super().forward(images)
-
-
-def small(room):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Small(room)
-
-
-def test_step_that_does_not_fit_into_memory_is_split():
-    options = {"max_epochs": 3, "batch_size": 15, "learning_rate": 0.02, "early_stopping": True}
-    roomy = make_model(backbone=small(100), **options).fit(*three_digits())
-    tight = make_model(backbone=small(4), **options).fit(*three_digits())
-    assert tight.net_.parts_.n == 4
-    assert difference(roomy, tight) < 1e-5
-    assert tight.history_[-1]["valid_loss"] == pytest.approx(roomy.history_[-1]["valid_loss"], rel=1e-4)
-
-
-def test_too_little_memory_for_one_row_is_an_error():
-    sizes = []
-
-    def attempt(parts):
-        sizes.append(len(parts))
-        raise MemoryError("no room")
-
-    with pytest.raises(MemoryError, match="no room"):
-        Parts(1, torch.device("cpu")).run(6, attempt)
-    assert sizes == [1, 2, 4, 6]
-
-
-@pytest.mark.parametrize("n_parts", [3, 4, 100])
-def test_gradients_of_parts_add_up_to_those_of_the_batch(n_parts):
-    X, y = three_digits()
-    weight = np.random.default_rng(0).uniform(0.5, 2, len(y))
-    options = {"backbone": small(100), "max_epochs": 2, "batch_size": 9, "learning_rate": 0.02}
-    whole = make_model(**options).fit(X, y, sample_weight=weight)
-    parts = make_model(**options, gradient_accumulation=n_parts).fit(X, y, sample_weight=weight)
-    assert 0.0 < difference(whole, parts) < 1e-5
-
-
-def test_a_second_attempt_draws_the_same_random_numbers():
-    drawn = []
-
-    def attempt(parts):
-        drawn.append(torch.rand(1).item())
-        if len(parts) < 4:
-            raise torch.cuda.OutOfMemoryError("no room")
-        return parts
-
-    with torch.random.fork_rng():
-        parts = Parts(1, torch.device("cpu")).run(10, attempt)
-    assert len(drawn) == 3
-    assert len(set(drawn)) == 1
-    assert [row for part in parts for row in range(10)[part]] == list(range(10))
-
-
-def test_other_errors_are_no_lack_of_memory():
-    class Broken(Net):
-        def forward(self, images):
-            if self.training:
-                raise RuntimeError("shapes do not fit")
-            return super().forward(images)
-
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        make_model(backbone=Broken()).fit(*three_digits())
