@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sklearn.base import BaseEstimator
 
-from sktl.training import describe_parameters
+from sktl.training import describe, describe_parameters
 
 _OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}
 
@@ -18,8 +18,8 @@ _NOT_OF_PASSES = {
 
 def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
     """Return fingerprints of the parameters that say what the network is: a file shall not tell where things were."""
-    everything = describe_parameters(estimator)
-    return {name: hashlib.sha256(everything[name].encode()).hexdigest() for name in sorted(_OF_THE_NETWORK)}
+    described = {name: describe(getattr(estimator, name)) for name in sorted(_OF_THE_NETWORK)}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in described.items()}
 
 
 def settings_of_passes(estimator: BaseEstimator) -> dict[str, str]:

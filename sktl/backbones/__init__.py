@@ -12,7 +12,7 @@ from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
 from sktl.backbones._load import adapt_backbone, input_kind, list_backbones, load_backbone
 from sktl.backbones._original import OriginalHead, class_names
-from sktl.backbones._reference import ReferredHead, add_low_rank, check_referable, refer, refer_head
+from sktl.backbones._reference import ReferredHead, add_low_rank, check_referable, digest_of, refer, refer_head
 from sktl.backbones._stored import WeightsShelf, current_shelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
 from sktl.backbones._views import POOLINGS, FeatureView, make_view
@@ -31,6 +31,7 @@ __all__ = [
     "check_referable",
     "class_names",
     "current_shelf",
+    "digest_of",
     "fingerprint",
     "input_kind",
     "layer_groups",

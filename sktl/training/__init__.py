@@ -1,7 +1,7 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
 from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
-from sktl.training.checkpoint import Checkpoint, describe_fit, describe_parameters
+from sktl.training.checkpoint import Checkpoint, describe, describe_fit, describe_parameters
 from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
 from sktl.training.head import (
     fit_linear_head,
@@ -39,6 +39,7 @@ __all__ = [
     "Views",
     "build_network",
     "current_peers",
+    "describe",
     "describe_fit",
     "describe_parameters",
     "describe_rows",

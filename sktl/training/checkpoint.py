@@ -17,6 +17,7 @@ from skorch.callbacks import Callback
 from skorch.history import History
 from torch import nn
 
+from sktl.backbones import digest_of
 from sktl.exceptions import CheckpointError
 from sktl.training.data import Targets, map_rows
 from sktl.training.parts import random_state, set_random_state
@@ -153,12 +154,12 @@ def describe_parameters(estimator: BaseEstimator, left_out: Collection[str] = ()
     Parameters
     ----------
     estimator : estimator
-        Modules among its parameters are described by their class alone.
+        Its parameters are described each by :func:`describe`.
     left_out : collection of str, default=()
         Parameters that do not count.
     """
     parameters = estimator.get_params(deep=False)
-    return {name: _describe(value) for name, value in parameters.items() if name not in left_out}
+    return {name: describe(value) for name, value in parameters.items() if name not in left_out}
 
 
 def _with_state(net) -> dict[str, Any]:
@@ -175,22 +176,29 @@ def _differences(stored: dict[str, str], wanted: dict[str, str]) -> str:
     return "; ".join(sentences)
 
 
-def _describe(value: Any) -> str:
-    """Return a text that is the same in every process, and another one for another value."""
+def describe(value: Any) -> str:
+    """Return a text that is the same in every process, and another one for another value.
+
+    Parameters
+    ----------
+    value : object
+        Modules are described by their class alone, functions by their name.
+    """
     if isinstance(value, BaseEstimator):
-        parameters = {name: _describe(each) for name, each in sorted(value.get_params(deep=False).items())}
+        parameters = {name: describe(each) for name, each in sorted(value.get_params(deep=False).items())}
         return f"{type(value).__name__}({', '.join(f'{name}={each}' for name, each in parameters.items())})"
     if isinstance(value, nn.Module):
         return type(value).__name__
-    if isinstance(value, np.ndarray | torch.Tensor):
-        array = np.asarray(value)
-        return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+    if isinstance(value, torch.Tensor):
+        return digest_of({"": value})
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name!r}: {_describe(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{name!r}: {describe(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_describe, value)) + "]"
+        return "[" + ", ".join(map(describe, value)) + "]"
     if isinstance(value, partial):
-        return f"partial{_describe([value.func, value.args, value.keywords])}"
+        return f"partial{describe([value.func, value.args, value.keywords])}"
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)
