@@ -1,10 +1,13 @@
 """What training that goes on from an earlier call must have in common with it."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small_models import three_digits
+from small_models import difference, make_model, make_network, three_digits
 
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
@@ -45,3 +48,38 @@ def test_tensors_are_described_by_their_values(few):
     tensors = [torch.ones(2), torch.ones(2).bfloat16(), torch.zeros(2), torch.ones(1, 2), np.ones(2), np.ones(2, "f4")]
     assert len({checkpoint.describe(tensor) for tensor in tensors}) == len(tensors)
     assert checkpoint.describe(torch.ones(2)) == checkpoint.describe(torch.nn.Parameter(torch.ones(2)))
+
+
+# Which networks are the same ------------------------------------------------------------------------------------------
+
+
+def fitted(y, **parameters):
+    model = FineTuneClassifier(strategy="fine_tuning", **{**TINY, "batch_size": 8, **parameters})
+    return model.fit(three_digits()[0], y)
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_a_fitted_backbone_is_judged_by_its_weights_alone(few, call, tmp_path):
+    inner = fitted(few[1], memory=tmp_path)
+    model = FineTuneClassifier(inner, strategy="feature_extraction", warm_start=True, **TINY).fit(*few)
+    restored = pickle.loads(pickle.dumps(model))
+    assert getattr(restored, call)(*few).score(*few) > 0.8
+    other = fitted(few[1][::-1], memory=tmp_path)
+    with pytest.raises(ValueError, match="'backbone' parameter must not change"):
+        getattr(model.set_params(backbone=other), call)(*few)
+    inner.fit(few[0], few[1][::-1])
+    with pytest.raises(ValueError, match="'backbone' parameter must not change"):
+        getattr(model.set_params(backbone=inner), call)(*few)
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_modules_are_judged_by_their_weights(few, call):
+    head = torch.nn.Linear(16, 3)
+    model = make_model("fine_tuning", head=head, warm_start=True).fit(*few)
+    restored = pickle.loads(pickle.dumps(model))
+    assert difference(getattr(model, call)(*few), getattr(restored, call)(*few)) == 0.0
+    for name, module in {"backbone": make_network(), "head": copy.deepcopy(head)}.items():
+        next(module.parameters()).data.add_(1.0)
+        changed = pickle.loads(pickle.dumps(model)).set_params(**{name: module})
+        with pytest.raises(ValueError, match=f"'{name}' parameter must not change"):
+            getattr(changed, call)(*few)

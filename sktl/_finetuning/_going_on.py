@@ -2,9 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 from sklearn.base import BaseEstimator
+from torch import nn
 
+from sktl._base import ImageEstimator
+from sktl.backbones import fingerprint
 from sktl.training import describe, describe_parameters
 
 _OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}
@@ -18,8 +22,15 @@ _NOT_OF_PASSES = {
 
 def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
     """Return fingerprints of the parameters that say what the network is: a file shall not tell where things were."""
-    described = {name: describe(getattr(estimator, name)) for name in sorted(_OF_THE_NETWORK)}
+    described = {name: _describe_network(getattr(estimator, name)) for name in sorted(_OF_THE_NETWORK)}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in described.items()}
+
+
+def _describe_network(value: Any) -> str:
+    """Describe what holds weights by these: where a fitted estimator keeps its embeddings, say, is no part of them."""
+    if isinstance(value, ImageEstimator):
+        return value._as_backbone().fingerprint
+    return fingerprint(value) if isinstance(value, nn.Module) else describe(value)
 
 
 def settings_of_passes(estimator: BaseEstimator) -> dict[str, str]:
