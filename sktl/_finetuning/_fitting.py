@@ -64,6 +64,8 @@ class FineTuner(PassByPass):
     _valid_score: ClassVar[tuple[str, Callable] | None] = None
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
     def fit(self, X, y, sample_weight=None, *, groups=None, X_val=None, y_val=None, sample_weight_val=None):
         """Fit the head, and train what the strategy trains.
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
@@ -36,6 +37,8 @@ class PassByPass(TrainingRows):
 
     _settings_of_network: Mapping[str, str] = MappingProxyType({})  # nothing is known of estimators of older files
 
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
     def _partial_fit(self, X, y, sample_weight) -> None:
         """Run one pass over the given rows; the caller undoes what was done if that fails."""
         started = time.perf_counter()
