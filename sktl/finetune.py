@@ -89,7 +89,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         An improvement of the validation loss that is smaller counts as none.
     warm_start : bool, default=False
         True lets ``fit`` go on from the network and the head of the last call, for ``max_epochs`` more epochs, instead
-        of from ``backbone``; y must hold the same classes then. Also keeps the optimizer's state between calls of
+        of from ``backbone``; y must hold the same classes then. After a fit with a classifier of scikit-learn as
+        ``head``, which trains no network, it begins anew. Also keeps the optimizer's state between calls of
         ``partial_fit`` in pickles.
     random_state : int, RandomState instance or None, default=None
         Decides what is held out, the order of rows, and all that is random in training.
@@ -326,6 +327,13 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         -------
         self : FineTuneClassifier
             Trained by one pass.
+
+        Raises
+        ------
+        StrategyError
+            If the strategy cannot be trained in parts, or the head is a model of scikit-learn.
+        ValueError
+            If a parameter that says what the network is has changed since an earlier call.
 
         Notes
         -----

@@ -79,8 +79,9 @@ class FineTuneRegressor(RegressorMixin, Heads):
         An improvement of the validation loss that is smaller counts as none.
     warm_start : bool, default=False
         True lets ``fit`` go on from the network and the head of the last call, for ``max_epochs`` more epochs, instead
-        of from ``backbone``; y must have as many targets then, and their scale stays. Also keeps the optimizer's
-        state between calls of ``partial_fit`` in pickles.
+        of from ``backbone``; y must have as many targets then, and their scale stays. After a fit with a regressor of
+        scikit-learn as ``head``, which trains no network, it begins anew. Also keeps the optimizer's state between
+        calls of ``partial_fit`` in pickles.
     random_state : int, RandomState instance or None, default=None
         Decides what is held out, the order of rows, and all that is random in training.
     device : str or torch.device, default="auto"
@@ -267,6 +268,13 @@ class FineTuneRegressor(RegressorMixin, Heads):
         -------
         self : FineTuneRegressor
             Trained by one pass.
+
+        Raises
+        ------
+        StrategyError
+            If the strategy cannot be trained in parts, or the head is a model of scikit-learn.
+        ValueError
+            If a parameter that says what the network is has changed since an earlier call.
 
         Notes
         -----

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small_models import difference, make_model, make_network, three_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+from small_models import difference, make_model, make_network, make_regressor, three_digits
 
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
+from sktl.exceptions import StrategyError
 from sktl.strategies import JointTraining
 from sktl.training import checkpoint
 
@@ -83,3 +85,33 @@ def test_modules_are_judged_by_their_weights(few, call):
         changed = pickle.loads(pickle.dumps(model)).set_params(**{name: module})
         with pytest.raises(ValueError, match=f"'{name}' parameter must not change"):
             getattr(changed, call)(*few)
+
+
+# A model of scikit-learn as head --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "model"), [(make_model, LogisticRegression()), (make_regressor, Ridge())])
+def test_passes_do_not_go_on_from_a_model(few, make, model):
+    """Else they trained a network that predict does not ask, on targets of another scale."""
+    X, y = few
+    estimator = make("feature_extraction", head=model).fit(X, y)
+    before = estimator.predict(X)
+    with pytest.raises(StrategyError, match="partial_fit needs a head trained by gradient steps"):
+        estimator.partial_fit(X, y)
+    with pytest.raises(ValueError, match="'head' parameter must not change where training goes on"):
+        estimator.set_params(head="linear").partial_fit(X, y[::-1])
+    estimator._settings_of_network = {}  # as of a file of an older version
+    with pytest.raises(StrategyError, match="partial_fit needs a head trained by gradient steps"):
+        estimator.partial_fit(X, y[::-1])
+    np.testing.assert_array_equal(estimator.predict(X), before)
+
+
+@pytest.mark.parametrize(("make", "model"), [(make_model, LogisticRegression()), (make_regressor, Ridge())])
+def test_a_fit_begins_anew_after_a_model(few, make, model):
+    """Nothing of the network was trained: there is nothing to go on from."""
+    X, y = few
+    warm = make("feature_extraction", head=model, warm_start=True).fit(X[:30], y[:30])
+    warm.set_params(head="linear").fit(X, y)
+    assert difference(warm, make("feature_extraction").fit(X, y)) == 0.0
+    with pytest.raises(ValueError, match="'head' parameter must not change where training goes on"):
+        warm.set_params(head=model).fit(X, y)

@@ -84,8 +84,11 @@ class Heads(FineTuner):
         return model.fit(np.repeat(embeddings, times, axis=0), np.repeat(y, times, axis=0))
 
     def _begin_passes(self, first: bool):
-        if self._has_model_as_head():
-            raise StrategyError("partial_fit needs a head trained by gradient steps: 'linear', 'mlp' or a module.")
+        if self._has_model_as_head() or hasattr(self, "head_"):
+            raise StrategyError(
+                "partial_fit needs a head trained by gradient steps ('linear', 'mlp' or a module), in the call that it "
+                "goes on from, too."
+            )
         return super()._begin_passes(first)
 
 

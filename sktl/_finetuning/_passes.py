@@ -42,7 +42,7 @@ class PassByPass(TrainingRows):
     def _partial_fit(self, X, y, sample_weight) -> None:
         """Run one pass over the given rows; the caller undoes what was done if that fails."""
         started = time.perf_counter()
-        first = not hasattr(self, "net_")
+        first = not hasattr(self, "backbone_")
         if self.early_stopping is True:
             raise ValueError("early_stopping should be False with partial_fit")
         if self.learning_rate == "auto":
