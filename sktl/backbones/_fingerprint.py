@@ -8,6 +8,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 # torch's own bookkeeping, and timm's notes on where a network comes from.
 _NOT_SETTINGS = {*vars(nn.Module()), "pretrained_cfg", "default_cfg"}
@@ -34,6 +35,9 @@ def fingerprint(module: nn.Module, *context: object) -> str:
     for line in _structure(module):
         digest.update(line.encode())
     for name, tensor in {**module.state_dict(), **dict(module.named_buffers())}.items():
+        if is_lazy(tensor):  # has neither shape nor values before the module is called
+            digest.update(f"{name}:{type(tensor).__name__}".encode())
+            continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
