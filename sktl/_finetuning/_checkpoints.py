@@ -5,7 +5,7 @@ from numbers import Integral
 from torch import nn
 
 from sktl.backbones import Backbone, fingerprint
-from sktl.training import Checkpoint, describe_fit, describe_parameters
+from sktl.training import Checkpoint, describe, describe_fit, describe_parameters
 
 # Parameters that say where and how a fit is computed, or that are judged by what they stand for.
 _NO_PART_OF_THE_RESULT = {
@@ -39,10 +39,12 @@ def open_checkpoint(estimator, backbone: Backbone, data, seed: int) -> Checkpoin
     if isinstance(estimator.head, nn.Module):
         facts["head"] = f"{type(estimator.head).__name__} of {fingerprint(estimator.head)}"
     parts = {"the data": data}
-    strategy = estimator.strategy_
+    strategy = estimator.strategy_  # what a name stands for, too
     if strategy.brings_original_data:  # judged by what the rows hold, as the others are
         facts["strategy"] = f"{type(strategy).__name__} of {describe_parameters(strategy, {'X', 'y'})}"
         parts["the old task's data"] = [estimator._original_rows(backbone)]
+    else:
+        facts["strategy"] = describe(strategy)
     checkpoint = Checkpoint(estimator.checkpoint, describe_fit(estimator, _NO_PART_OF_THE_RESULT, facts, parts))
     checkpoint.check()
     return checkpoint

@@ -91,6 +91,12 @@ def test_interrupted_fit_goes_on_wherever_it_was(tmp_path, strategy, step):
         assert entry == other
 
 
+def test_the_name_of_a_strategy_and_its_object_are_the_same_fit(tmp_path):
+    model = interrupted(make_killable(tmp_path, "fine_tuning"), 6)
+    model.set_params(strategy=FineTuning()).fit(*three_digits())
+    assert difference(model, make_killable(None, FineTuning()).fit(*three_digits())) == 0.0
+
+
 def old_digits(form):
     """Handwritten zeros to threes as another process would read them: the same values in other objects."""
     X, y = load_digits(return_X_y=True)
