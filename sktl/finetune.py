@@ -136,6 +136,7 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         Run in the training loop after sktl's own.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
+        What the estimator has a parameter for, such as the learning rate, is refused there.
     persist : {"embed", "embed_all", "reference"}, default="embed"
         What a pickle or a file of the fitted estimator holds of the network: all the weights that ``predict`` needs;
         besides, the classifier that the network was published with, for ``predict_original``; or the name and the

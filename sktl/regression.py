@@ -126,7 +126,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
         Run in the training loop after sktl's own.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
-        ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training.
+        ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training. What the estimator has a
+        parameter for, such as the learning rate, is refused there.
     persist : {"embed", "embed_all", "reference"}, default="embed"
         What a pickle or a file of the fitted estimator holds of the network: all the weights that ``predict`` needs;
         besides, the classifier that the network was published with, for ``predict_original``; or the name and the

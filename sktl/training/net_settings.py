@@ -1,6 +1,6 @@
 """From an estimator's parameters to the skorch net that trains its network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,33 @@ from sktl.training.mixing import Mixing
 from sktl.training.net import TransferNet
 from sktl.training.network import Network
 
-_OWN_SETTINGS = {
-    *("autocast", "averaging", "batch_size", "callbacks", "device", "iterator_train", "iterator_valid", "lr"),
-    *("max_epochs", "mixing", "module", "n_parts", "strategy", "train_split", "verbose", "weight_decay"),
+# What skorch calls the estimator's own parameters, or what follows from them.
+_SET_BY = {
+    "autocast": "amp",
+    "averaging": "ema_decay",
+    "batch_size": "batch_size",
+    "callbacks": "callbacks",
+    "criterion__label_smoothing": "label_smoothing",
+    "criterion__label_weight": "class_weight",
+    "device": "device",
+    "iterator_train__batch_size": "batch_size",
+    "iterator_valid__batch_size": "batch_size",
+    "lr": "learning_rate",
+    "max_epochs": "max_epochs",
+    "mixing": "mixup",
+    "module": "backbone",
+    "n_parts": "gradient_accumulation",
+    "optimizer__lr": "learning_rate",
+    "optimizer__param_groups": "strategy",
+    "optimizer__weight_decay": "weight_decay",
+    "strategy": "strategy",
+    "train_split": "early_stopping",
+    "verbose": "verbose",
+    "warm_start": "warm_start",
+    "weight_decay": "weight_decay",
 }
+# What training relies on, with all that belongs to it: a loss for each row, batches of even size, the network.
+_FIXED = ("criterion__reduction", "dataset", "iterator_train", "iterator_valid", "module")
 
 
 def make_net(
@@ -74,8 +97,14 @@ def make_net(
     -------
     net : TransferNet
         Not initialized.
+
+    Raises
+    ------
+    ValueError
+        If an override is of something that a parameter of the estimator says, or that is not to be changed.
     """
     overrides = dict(net_params or {})
+    _check_overrides(overrides)
     settings = {
         **({} if "optimizer" in overrides else {"optimizer__fused": True}),  # faster, and on one core above all
         "criterion": criterion,
@@ -96,10 +125,18 @@ def make_net(
         "verbose": verbose,
         "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
     }
-    taken = sorted(_OWN_SETTINGS.intersection(overrides))
-    if taken:
-        raise ValueError(
-            f"The 'net_params' parameter must not hold {taken[0]!r}: the estimator sets it, through a parameter of its "
-            "own where there is one (callbacks=, learning_rate=)."
-        )
     return TransferNet(network, strategy=strategy, **{**settings, **overrides})
+
+
+def _check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse what would be ignored, or would silently hold in place of a parameter."""
+    for name in overrides:
+        if name in _SET_BY:
+            raise ValueError(
+                f"The 'net_params' parameter must not hold {name!r}: give the estimator {_SET_BY[name]}= instead."
+            )
+        if any(name == fixed or name.startswith(f"{fixed}__") for fixed in _FIXED):
+            raise ValueError(
+                f"The 'net_params' parameter must not hold {name!r}: training relies on it as it is, and no parameter "
+                "sets it."
+            )

@@ -127,9 +127,30 @@ def test_parameters_of_the_net_are_handed_on(few):
     assert len(model.history_) == 3
 
 
-def test_parameters_that_the_estimator_owns_are_refused(few):
-    with pytest.raises(ValueError, match="'net_params' parameter must not hold 'callbacks'"):
-        make_model(net_params={"callbacks": []}).fit(*few)
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("callbacks", [], "callbacks"),
+        ("optimizer__lr", 0.1, "learning_rate"),
+        ("optimizer__weight_decay", 0.5, "weight_decay"),
+        ("optimizer__param_groups", [("head*", {"lr": 0.1})], "strategy"),
+        ("criterion__label_smoothing", 0.1, "label_smoothing"),
+        ("iterator_train__batch_size", 7, "batch_size"),
+        ("warm_start", True, "warm_start"),
+    ],
+)
+def test_parameters_of_the_net_that_the_estimator_has_are_refused(few, name, value, instead):
+    with pytest.raises(ValueError, match=f"'net_params' parameter must not hold '{name}': .* {instead}= instead"):
+        make_model(net_params={name: value}).fit(*few)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("criterion__reduction", "mean"), ("iterator_train__num_workers", 1), ("module__bias", False), ("dataset", list)],
+)
+def test_parameters_of_the_net_that_training_relies_on_are_refused(few, name, value):
+    with pytest.raises(ValueError, match=f"'net_params' parameter must not hold '{name}': .* no parameter sets it"):
+        make_model(net_params={name: value}).fit(*few)
 
 
 def test_history_is_plain_and_tells_the_phases(few):
