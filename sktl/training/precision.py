@@ -33,9 +33,9 @@ def autocast_dtype(amp: bool | str, network: nn.Module, images: torch.Tensor, de
     dtype : torch.dtype or None
         None for float32 throughout.
     """
-    if amp is True:
-        return torch.bfloat16
-    if amp is False or dtype == "float32" or resolve_dtype("auto", device) != torch.bfloat16:
+    if not isinstance(amp, str):
+        return torch.bfloat16 if amp else None
+    if dtype == "float32" or resolve_dtype("auto", device) != torch.bfloat16:
         return None
     gains = device.type != "cpu" or arithmetic_intensity(network, images) >= MIN_INTENSITY
     return torch.bfloat16 if gains else None

@@ -268,6 +268,8 @@ def test_intensity_counts_multiplications_per_number():
         ("auto", Dense, True, "float32", "cpu", None),
         (True, Depthwise, False, "auto", "cpu", torch.bfloat16),
         (False, Dense, True, "auto", "cpu", None),
+        (np.True_, Depthwise, False, "auto", "cpu", torch.bfloat16),
+        (np.False_, Dense, True, "auto", "cpu", None),
     ],
 )
 def test_precision_follows_the_hardware_and_the_network(monkeypatch, amp, network, native, dtype, device, expected):
