@@ -118,7 +118,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         Above 0, each image is mixed with another one, by adding them up or by patching, in shares from a beta
         distribution with this parameter. For strategies that train the backbone, as all that follows.
     label_smoothing : float, default=0.0
-        Share of each label that is spread over all classes in training; for labels in columns, over yes and no.
+        Share of each label that is spread over all classes in training; for labels in columns, over yes and no. The
+        validation loss is that of the labels as they are.
     ema_decay : float, default=None
         The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
     amp : bool or "auto", default="auto"

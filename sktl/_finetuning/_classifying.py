@@ -15,7 +15,7 @@ from torch import nn
 from sktl._finetuning._classes import ClassTargets
 from sktl._finetuning._heads import Heads
 from sktl._finetuning._labels import refuse_several
-from sktl.training import MultilabelLoss, Targets, fit_linear_head, fit_multilabel_head
+from sktl.training import CrossEntropyLoss, MultilabelLoss, Targets, fit_linear_head, fit_multilabel_head
 
 
 def head_offers(method: str) -> Callable[[Heads], bool]:
@@ -39,7 +39,7 @@ class ClassifierHeads(ClassTargets, Heads):
 
     @property
     def _criterion(self) -> type[nn.Module]:
-        return MultilabelLoss if self._is_multilabel else nn.CrossEntropyLoss
+        return MultilabelLoss if self._is_multilabel else CrossEntropyLoss
 
     def _refuse_targets(self, y, name) -> None:
         super()._refuse_targets(y, name)

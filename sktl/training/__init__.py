@@ -12,7 +12,7 @@ from sktl.training.head import (
     unpack_head,
 )
 from sktl.training.loop import train
-from sktl.training.losses import MultilabelLoss
+from sktl.training.losses import CrossEntropyLoss, MultilabelLoss
 from sktl.training.net_settings import make_net
 from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
 from sktl.training.new_heads import make_head, train_head, zero_linear
@@ -24,6 +24,7 @@ from sktl.training.views import VariantRows, Views
 
 __all__ = [
     "Checkpoint",
+    "CrossEntropyLoss",
     "EmbeddingRows",
     "EpochReport",
     "EpochTasks",

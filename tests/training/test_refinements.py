@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from killed_fit import Kill
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 from small_models import Net, difference, make_model, make_network, three_digits, weights_of
@@ -163,6 +164,16 @@ def test_smoothed_labels_keep_the_network_from_certainty():
     sharp = make_model(**options).fit(*three_digits()).predict_proba(three_digits()[0]).max(axis=1).mean()
     smooth = make_model(**options, label_smoothing=0.3).fit(*three_digits()).predict_proba(three_digits()[0])
     assert smooth.max(axis=1).mean() < sharp - 0.05
+
+
+@pytest.mark.parametrize("n_labels", [None, 3])
+def test_validation_loss_is_of_the_labels_as_they_are(n_labels):
+    X, y = three_digits()
+    y = y if n_labels is None else np.eye(n_labels, dtype=int)[y]
+    model = make_model(label_smoothing=0.5, mixup=0.4, dropout=0.3, max_epochs=2, learning_rate=0.02)
+    model.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+    loss = log_loss(y[30:].ravel(), model.predict_proba(X[30:]).ravel() if n_labels else model.predict_proba(X[30:]))
+    assert min(epoch["valid_loss"] for epoch in model.history_) == pytest.approx(loss, rel=1e-4)
 
 
 def test_numbers_can_be_mixed_too():
