@@ -134,7 +134,9 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         A folder in which the state of training is kept after each epoch. A fit that was cut off goes on from there when
         called again with the same data and parameters, to the same weights. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop after sktl's own.
+        Run in the training loop. In ``on_epoch_end`` losses and score of the epoch are in ``net.history``; in
+        ``on_train_end`` ``net.module_`` has the weights that training gives, be it the average or the best ones, which
+        the strategy may still change (as ``"wise_ft"`` does).
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
         What the estimator has a parameter for, such as the learning rate, is refused there.

@@ -123,7 +123,9 @@ class FineTuneRegressor(RegressorMixin, Heads):
         from there when it is called again with the same data and parameters, and ends with the weights of a fit that
         never stopped. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop after sktl's own.
+        Run in the training loop. In ``on_epoch_end`` losses and score of the epoch are in ``net.history``; in
+        ``on_train_end`` ``net.module_`` has the weights that training gives, be it the average or the best ones, which
+        the strategy may still change (as ``"wise_ft"`` does).
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
         ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training. What the estimator has a

@@ -1,5 +1,6 @@
 """Callbacks: those of scikit-learn, set on an estimator or on what wraps it, and those of skorch."""
 
+import copy
 import io
 from contextlib import redirect_stdout
 
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping
 from skorch.callbacks import ProgressBar as NetProgressBar
 from small_models import difference, make_model, three_digits
 
@@ -168,6 +169,40 @@ def test_early_stopping_of_skorch_ends_training_in_good_order(few):
     assert recorder.calls.count("begin epoch") == recorder.calls.count("end epoch") == len(losses)
     proba = model.predict_proba(X[30:])
     assert -np.log(proba[np.arange(15), (y[30:] + 1) % 3]).mean() == pytest.approx(min(losses), rel=1e-3)
+
+
+class AtTheEnd(Callback):
+    """Keeps the network's weights as they are when training ends, and what it says about some images."""
+
+    def on_train_end(self, net, **kwargs):
+        self.weights = copy.deepcopy(net.module_.state_dict())
+        self.outputs = net.infer(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).detach()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("fine_tuning", {"ema_decay": 0.9}),
+        ("fine_tuning", {"early_stopping": True, "n_iter_no_change": 1}),
+        ("partial", {"ema_decay": 0.9, "early_stopping": True}),
+    ],
+)
+def test_what_training_gives_is_there_when_its_end_is_told(few, strategy, options):
+    X, y = few
+    end = AtTheEnd()
+    model = make_model(strategy, callbacks=[end], max_epochs=4, learning_rate=0.1, **options)
+    model.fit(X[:30], y[:30], X_val=X[30:], y_val=(y[30:] + 1) % 3)
+    result = model.net_.module_.state_dict()
+    assert all(torch.equal(end.weights[name], value) for name, value in result.items())
+    assert end.outputs.shape == (2, 3)
+
+
+def test_going_back_to_weights_that_are_not_averaged_is_refused(few):
+    stop = EarlyStopping(monitor="train_loss", load_best=True)
+    for each in (stop, ("mine", stop)):
+        with pytest.raises(ValueError, match=r"load_best=True.* ema_decay .*early_stopping=True instead"):
+            make_model(callbacks=[each], ema_decay=0.9).fit(*few)
+    make_model(callbacks=[EarlyStopping(monitor="train_loss")], ema_decay=0.9).fit(*few)
 
 
 def test_progress_of_skorch_in_a_search(few, capsys):

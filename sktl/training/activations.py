@@ -6,8 +6,8 @@ import tempfile
 
 import numpy as np
 import torch
-from skorch.callbacks import Callback
 
+from sktl.training.callbacks import Settling
 from sktl.training.data import TrainingData
 from sktl.training.lanes import n_parts_for
 from sktl.training.network import Network
@@ -18,7 +18,7 @@ RAM_BUDGET = 2**31
 _DISK_SHARE = 0.5  # of the free space of the folder for temporary files
 
 
-class PrefixOnce(Callback):
+class PrefixOnce(Settling):
     """Run the frozen prefix once per image or variant of it; find it anew when the strategy changes what is trained.
 
     Parameters
@@ -43,7 +43,7 @@ class PrefixOnce(Callback):
             self._fill(net)
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
-    def on_train_end(self, net, **kwargs):
+    def settle(self, net):
         self._forget(net)
         self.datasets = ()
 

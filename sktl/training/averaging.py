@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from skorch.callbacks import Callback
 from torch import nn
 
 from sktl.embedding import ThreadLimit
+from sktl.training.callbacks import Settling
 
 
-class Averaging(Callback):
+class Averaging(Settling):
     """Keep a moving average of the weights; validation and the result use it.
 
     The average forgets faster in the first steps, so that short training is not held back by where it began.
@@ -41,7 +41,7 @@ class Averaging(Callback):
             with ThreadLimit(1):  # the same rounding whatever the number of cores
                 self.average_.update(net.module_, step=self.step_)
 
-    def on_train_end(self, net, **kwargs):
+    def settle(self, net):
         net.module_.load_state_dict(self.average_.module.state_dict())
         self.average_ = None
 

@@ -68,6 +68,14 @@ def _rate_of_head(net) -> float:
     return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])
 
 
+class Settling(Callback):
+    """A callback that has a say in what training leaves behind; asked before all others are told the end."""
+
+    def settle(self, net) -> None:
+        """Put it in place."""
+        raise NotImplementedError
+
+
 class StrategyEpochs(Callback):
     """Let the strategy change what is trained at the beginning of each epoch."""
 
@@ -178,7 +186,7 @@ class ValidScore(Callback):
             net.history.record(self.name, self.total_ / self.weight_)
 
 
-class StopEarly(Callback):
+class StopEarly(Settling):
     """Stop when the validation loss has not improved for a while, and go back to the best weights.
 
     Parameters
@@ -204,7 +212,7 @@ class StopEarly(Callback):
         elif epoch - self.best_epoch_ >= self.n_iter_no_change:
             raise EarlyStop
 
-    def on_train_end(self, net, **kwargs):
+    def settle(self, net):
         if self.best_state_ is not None:
             net.module_.load_state_dict(self.best_state_)
             self.best_state_ = None

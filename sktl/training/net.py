@@ -12,7 +12,7 @@ from skorch.utils import noop
 from sktl.embedding import ThreadLimit
 from sktl.strategies import Batch
 from sktl.training.averaging import Averaging
-from sktl.training.callbacks import EarlyStop
+from sktl.training.callbacks import EarlyStop, Settling
 from sktl.training.gradients import add_gradients, lay_out_gradients
 from sktl.training.lanes import Lanes, Splitting, n_parts_for
 from sktl.training.lockstep import PartsDisagreeError
@@ -290,6 +290,9 @@ class TransferNet(NeuralNet):
             self.notify("on_train_begin", X=X, y=y)
             with suppress(EarlyStop):
                 self.fit_loop(X, y, epochs=self.max_epochs - len(self.history))  # some may be done, in a checkpoint
+            for _, callback in self.callbacks_:
+                if isinstance(callback, Settling):
+                    callback.settle(self)
             self.notify("on_train_end", X=X, y=y)
         return self
 

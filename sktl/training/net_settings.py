@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from sktl.training.averaging import Averaging
@@ -89,7 +89,7 @@ def make_net(
     verbose : int, default=0
         skorch prints one line per epoch from 1 on.
     callbacks : sequence of skorch callbacks, default=()
-        Run after sktl's own.
+        A user's.
     net_params : dict, default=None
         Overrides of skorch's parameters.
 
@@ -101,10 +101,13 @@ def make_net(
     Raises
     ------
     ValueError
-        If an override is of something that a parameter of the estimator says, or that is not to be changed.
+        If an override is of something that a parameter of the estimator says, or that is not to be changed; if a
+        callback brings back other weights than the averaged ones.
     """
     overrides = dict(net_params or {})
     _check_overrides(overrides)
+    if ema_decay is not None:
+        _check_callbacks(callbacks)
     settings = {
         **({} if "optimizer" in overrides else {"optimizer__fused": True}),  # faster, and on one core above all
         "criterion": criterion,
@@ -126,6 +129,16 @@ def make_net(
         "callbacks": [("strategy", StrategyEpochs(strategy)), ("finite_loss", FiniteLoss()), *callbacks],
     }
     return TransferNet(network, strategy=strategy, **{**settings, **overrides})
+
+
+def _check_callbacks(callbacks: Iterable) -> None:
+    for each in callbacks:
+        callback = each[1] if isinstance(each, tuple) else each
+        if isinstance(callback, EarlyStopping) and callback.load_best:
+            raise ValueError(
+                "EarlyStopping(load_best=True) in callbacks= goes back to weights that are not averaged, and ema_decay "
+                "asks for the average. Take early_stopping=True instead, which goes back to the best average."
+            )
 
 
 def _check_overrides(overrides: Iterable[str]) -> None:
