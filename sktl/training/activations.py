@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 import torch
+from torch import nn
 
 from sktl.training.callbacks import Settling
 from sktl.training.data import TrainingData
@@ -57,7 +58,7 @@ class PrefixOnce(Settling):
         images = self.datasets[0].inputs(torch.arange(min(2, len(self.datasets[0]))), 0)
         with net.in_precision():
             prefix = find_prefix(net.module_, images.to(net.device))
-        if prefix is None:
+        if prefix is None or not _holds_for(prefix, net.module_.backbone, net.evaluated_network.backbone):
             return
         shape, dtype = prefix.cut.shape, prefix.cut.dtype
         kept = [reserve((data.n_kept * len(data), *shape), dtype) for data in self.datasets]
@@ -94,6 +95,14 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
     with tempfile.TemporaryFile(prefix="sktl-activations-") as file:  # the mapping keeps it; its name is gone already
         mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=(n_bytes,))
     return torch.from_numpy(mapped).view(dtype).view(shape)
+
+
+def _holds_for(prefix: FrozenPrefix, trained: nn.Module, evaluated: nn.Module) -> bool:
+    """Tell whether the prefix is the same in both; an average lags behind what was trained before it was frozen."""
+    return all(
+        all(map(torch.equal, part.state_dict().values(), evaluated.get_submodule(name).state_dict().values()))
+        for name, part in ((call.name, trained.get_submodule(call.name)) for call in prefix.calls)
+    )
 
 
 def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData, number: int) -> None:

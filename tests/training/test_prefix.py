@@ -246,6 +246,26 @@ def test_prefix_is_found_anew_when_the_strategy_unfreezes():
     assert difference(cached, whole) < 1e-5
 
 
+class TrainedAtFirst(Chosen):
+    """Freezes the stem after the first epoch."""
+
+    def on_epoch_begin(self, network, epoch):
+        self._set(network, True)
+        if epoch:
+            network.backbone.stem.requires_grad_(False)
+
+
+def test_average_of_what_was_trained_before_it_was_frozen_has_another_prefix():
+    strategy = TrainedAtFirst(names=("stem", "body"))
+    options = {"batch_size": 16, "learning_rate": 0.1, "early_stopping": True, "validation_fraction": 0.3}
+    cached, whole = cached_and_whole(strategy, ema_decay=0.9, **options)
+    assert cuts(cached) == [""] * 3
+    for entry, expected in zip(cached.history_, whole.history_, strict=True):
+        assert entry["valid_loss"] == pytest.approx(expected["valid_loss"], rel=1e-5)
+    assert cuts(cached_and_whole(strategy, **options)[0]) == ["", "stem", "stem"]
+    assert cuts(cached_and_whole("partial", ema_decay=0.9, **options)[0]) == ["stem"] * 3
+
+
 def test_a_frozen_backbone_is_cut_at_its_end():
     network = make_network()
     network.drop = nn.Identity()
