@@ -6,17 +6,34 @@ import tempfile
 
 import numpy as np
 import torch
+from skorch.callbacks import Callback
 from torch import nn
 
 from sktl.training.callbacks import Settling
-from sktl.training.data import TrainingData
+from sktl.training.data import RAM_BUDGET, TrainingData
 from sktl.training.lanes import n_parts_for
 from sktl.training.network import Network
 from sktl.training.parts import Parts
 from sktl.training.prefix import FrozenPrefix, find_prefix
 
-RAM_BUDGET = 2**31
 _DISK_SHARE = 0.5  # of the free space of the folder for temporary files
+
+
+def prefix_once(net, data: TrainingData, valid: TrainingData | None = None) -> list[tuple[str, Callback]]:
+    """Return the callback that runs the frozen prefix once, by name, if images come more than once; else nothing.
+
+    Parameters
+    ----------
+    net : TransferNet
+        With the number of epochs that it is to train.
+    data : TrainingData
+        Rows to learn from.
+    valid : TrainingData, default=None
+        Rows to measure on.
+    """
+    if net.cache_prefix and net.mixing is None and data.n_kept is not None and net.max_epochs > data.n_kept:
+        return [("prefix", PrefixOnce([data] if valid is None else [data, valid]))]
+    return []
 
 
 class PrefixOnce(Settling):

@@ -7,7 +7,7 @@ from skorch.callbacks import Callback, GradientNormClipping
 from skorch.helper import predefined_split
 
 from sktl._random import private_torch_rng
-from sktl.training.activations import PrefixOnce
+from sktl.training.activations import prefix_once
 from sktl.training.callbacks import NextViews, Schedule, ValidScore, warmup_cosine
 from sktl.training.checkpoint import Checkpoint
 from sktl.training.data import TrainingData, batches
@@ -55,7 +55,6 @@ def train(
     n_steps = len(batches(data, net.batch_size)) * net.max_epochs
     # First, so that the callbacks of a user see what they recorded.
     scores = [each for each in callbacks if isinstance(each[1], ValidScore)]
-    once = PrefixOnce([data] if valid is None else [data, valid])
     net.set_params(
         iterator_train__generator=generator,
         iterator_train__part=(peers.rank, peers.size),
@@ -66,7 +65,7 @@ def train(
             *([] if net.averaging is None else [("averaging", net.averaging)]),
             *(each for each in callbacks if each not in scores),
             ("views", NextViews(data)),
-            *([("prefix", once)] if _repeats_itself(net, data) else []),
+            *prefix_once(net, data, valid),
             ("clip", GradientNormClipping(1.0)),
             ("schedule", Schedule(warmup_cosine(n_steps))),
             *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made
@@ -75,11 +74,6 @@ def train(
     with private_torch_rng(seed + peers.rank, device):
         net.fit(data, None)
     _finish(net, data)
-
-
-def _repeats_itself(net: TransferNet, data: TrainingData) -> bool:
-    """Say whether the same images come more than once, so that it pays to keep what frozen layers make of them."""
-    return net.cache_prefix and net.mixing is None and data.n_kept is not None and net.max_epochs > data.n_kept
 
 
 def _finish(net: TransferNet, data: TrainingData) -> None:

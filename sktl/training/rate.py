@@ -5,7 +5,7 @@ import torch
 from skorch.callbacks import Callback, GradientNormClipping
 
 from sktl._random import private_torch_rng
-from sktl.training.activations import PrefixOnce
+from sktl.training.activations import prefix_once
 from sktl.training.callbacks import EarlyStop, StrategyEpochs
 from sktl.training.data import TrainingData, batches
 from sktl.training.net import TransferNet
@@ -52,13 +52,13 @@ def find_learning_rate(net: TransferNet, data: TrainingData, seed: int) -> tuple
     Smith, L. N.: Cyclical Learning Rates for Training Neural Networks. WACV 2017.
     """
     test = RateTest(np.geomspace(LOWEST, HIGHEST, N_STEPS).tolist())
+    net.set_params(max_epochs=-(-N_STEPS // len(batches(data, net.batch_size))))
     net.set_params(
-        max_epochs=-(-N_STEPS // len(batches(data, net.batch_size))),
         iterator_train__generator=torch.Generator().manual_seed(seed),
         verbose=0,
         callbacks=[
             ("strategy", StrategyEpochs(net.strategy)),
-            *([("prefix", PrefixOnce([data]))] if net.cache_prefix and net.mixing is None and data.n_kept else []),
+            *prefix_once(net, data),
             ("clip", GradientNormClipping(1.0)),
             ("rate_test", test),
         ],

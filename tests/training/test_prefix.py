@@ -12,6 +12,7 @@ from sktl.strategies import PartialFineTuning, Strategy
 from sktl.training import activations
 from sktl.training.network import Network
 from sktl.training.prefix import find_prefix
+from sktl.training.rate import N_STEPS
 
 WHOLE = {"cache_prefix": False}
 
@@ -211,6 +212,12 @@ def test_variants_that_no_epoch_reads_do_not_pass_the_prefix(monkeypatch):
 def test_no_activations_are_kept_for_the_learning_rate_where_none_are_wanted(monkeypatch):
     monkeypatch.setattr(activations.PrefixOnce, "on_epoch_begin", lambda self, net, **kwargs: pytest.fail("are kept"))
     make_model("partial", learning_rate="auto", net_params=WHOLE).fit(*three_digits())
+
+
+def test_no_activations_are_kept_for_the_learning_rate_where_no_image_comes_twice(monkeypatch):
+    monkeypatch.setattr(activations.PrefixOnce, "on_epoch_begin", lambda self, net, **kwargs: pytest.fail("are kept"))
+    kept = {"augment": "light", "augment_copies": N_STEPS, "batch_size": 100}
+    make_model("partial", learning_rate="auto", **kept).fit(*three_digits())
 
 
 class Tight(Net):
