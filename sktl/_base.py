@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from torch import nn
 
 from sktl._params import with_defaults
+from sktl._spread import is_constant
 from sktl.backbones import (
     Backbone,
     FeatureView,
@@ -173,10 +174,11 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
             return
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         values = X.astype(np.float64)
+        mean = np.average(values.mean(axis=1), weights=weight)
+        variance = np.average(((values - mean) ** 2).mean(axis=1), weights=weight)
         # Rounded, so that a row's hash does not hang on the order in which the rows were summed.
-        self.offset_ = float(np.float32(np.average(values.mean(axis=1), weights=weight)))
-        variance = np.average(((values - self.offset_) ** 2).mean(axis=1), weights=weight)
-        self.scale_ = float(np.float32(variance**0.5)) or 1.0
+        self.offset_ = float(np.float32(mean))
+        self.scale_ = 1.0 if is_constant(mean, variance, values.size) else float(np.float32(variance**0.5)) or 1.0
 
     def _check_image_shape(self, X) -> None:
         shape = tuple(self.image_shape)

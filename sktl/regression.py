@@ -8,6 +8,7 @@ from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
 from sktl._finetuning import TRAINING_CONSTRAINTS, Heads, as_before_on_failure
+from sktl._spread import mean_and_spread
 from sktl.training import Targets, fit_ridge_head
 
 
@@ -142,8 +143,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     Attributes
     ----------
     target_mean_, target_scale_ : ndarray of float64, shape (n_targets,)
-        Mean and standard deviation of y: the network's output times ``target_scale_`` plus ``target_mean_`` is the
-        prediction.
+        Mean and standard deviation of y, the latter 1 where y is constant: the network's output times
+        ``target_scale_`` plus ``target_mean_`` is the prediction.
     head_ : estimator
         The fitted head, where it is a regressor of scikit-learn; on standardised targets.
     strategy_ : Strategy
@@ -228,9 +229,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
 
     def _scale_targets(self, targets, validation, goes_on):
         if not goes_on:
-            mean = np.average(targets.values, axis=0, weights=targets.weight)
-            scale = np.sqrt(np.average((targets.values - mean) ** 2, axis=0, weights=targets.weight))
-            self.target_mean_, self.target_scale_ = mean, np.where(scale > 0, scale, 1.0)
+            self.target_mean_, spread = mean_and_spread(targets.values, targets.weight)
+            self.target_scale_ = np.where(spread > 0, spread, 1.0)
         if validation is not None:
             rows, known = validation
             validation = rows, self._standardised(known)

@@ -9,11 +9,10 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from sktl._spread import scale_of_embeddings
 from sktl.backbones import pack_module, unpack_module
 from sktl.training.data import Targets
 from sktl.training.new_heads import MLPHead
-
-NARROW = 0.01
 
 
 def fit_linear_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C: float) -> float:
@@ -185,12 +184,8 @@ def unpack_head(packed: dict[str, Any]) -> nn.Module:
 
 def _standardised(embeddings: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return standardised embeddings over the square root of their width, and the mean and scale that made them so."""
-    embeddings = embeddings.astype(np.float64)
-    mean = np.average(embeddings, axis=0, weights=weight)
-    std = np.sqrt(np.average((embeddings - mean) ** 2, axis=0, weights=weight))
-    # What hardly moves here may move elsewhere: scaled up by its own spread it would decide alone.
-    std = np.maximum(std, NARROW * np.median(std[std > 0])) if std.any() else np.ones_like(std)
-    scale = std * np.sqrt(embeddings.shape[1])
+    mean, scale = scale_of_embeddings(embeddings, weight)
+    scale = scale * np.sqrt(embeddings.shape[1])
     return (embeddings - mean) / scale, mean, scale
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from sktl._random import private_torch_rng
+from sktl._spread import scale_of_embeddings
 from sktl.training.data import Targets
 from sktl.training.losses import per_row
 
@@ -172,8 +173,5 @@ def _run_steps(head: nn.Module, inputs, values, weight, criterion, dropout: floa
 
 
 def _scaling(inputs: torch.Tensor, weight: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    share = torch.as_tensor(weight / weight.sum(), dtype=torch.float32)[:, None]
-    mean = (inputs * share).sum(dim=0)
-    std = ((inputs - mean).square() * share).sum(dim=0).sqrt()
-    std[std < 1e-6 * max(float(std.max()), 1e-12)] = 1.0  # a constant feature says nothing
-    return mean, std
+    mean, scale = scale_of_embeddings(inputs.numpy(), weight)
+    return torch.from_numpy(mean).float(), torch.from_numpy(scale).float()
