@@ -161,7 +161,7 @@ class FineTuneRegressor(RegressorMixin, Heads):
     lr_curve_ : dict of str to list of float
         The test that it was found by: "learning_rate", "loss" and "smoothed_loss" of each step.
     trainable_parameters_ : int
-        How many numbers were trained.
+        How many numbers were trained; those of layers that came into training late count too.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
     images_per_second_ : float

@@ -218,6 +218,13 @@ def test_failed_pass_leaves_the_model_as_it_was(few):
     assert np.isfinite(model.predict_proba(X)).all()
 
 
+def test_layers_that_come_late_are_counted(few):
+    model = make_model(GradualUnfreezing(epochs_per_group=1))
+    counts = [model.partial_fit(*few, classes=CLASSES).trainable_parameters_ for _ in range(3)]
+    n_parameters = sum(value.numel() for value in model.net_.module_.parameters())
+    assert counts[0] < counts[1] == counts[2] == n_parameters
+
+
 def test_form_of_rows_is_kept(few, image_paths):
     model = make_model(image_shape=None).partial_fit(*image_paths, classes=np.unique(image_paths[1]))
     with pytest.raises(InputError, match="fitted on images"):

@@ -117,7 +117,6 @@ class PassByPass(TrainingRows):
             self.strategy_.on_train_begin(network, start_of_training(self.strategy_, self.backbone_, None))
         else:
             network = head_alone(network)
-        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         net = self._make_net(network, resolve_device(self.device))
         return Passes(net, **(self.__dict__.pop("_passes_state", None) or {"seed": seed}))
 
@@ -131,6 +130,7 @@ class PassByPass(TrainingRows):
     def _take_over(self) -> None:
         """Predict from now on with a copy of the network in training, as it would be if training ended here."""
         network = self._passes.network
+        self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if not self.strategy_.trains_backbone:
             network = restore_network(self.backbone_, self.strategy_, copy.deepcopy(network.head).cpu())
         vars(self).update(self._as_if_done(network, self.backbone_))
