@@ -322,8 +322,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         y : array-like of shape (n,) or (n, n_labels)
             Labels; not all classes need be among them.
         classes : array-like of shape (n_classes,), default=None
-            All labels that will ever come; ``range(n_labels)`` for labels in columns. Required in the first call,
-            unless the estimator is fitted.
+            All labels that will ever come, at least 2; ``range(n_labels)`` for labels in columns. Required in the first
+            call, unless the estimator is fitted.
         sample_weight : array-like of shape (n,), default=None
             How much each row counts beside the others of the call; rows of weight 0 are left out.
 

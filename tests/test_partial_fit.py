@@ -232,8 +232,11 @@ def test_form_of_rows_is_kept(few, image_paths):
 
 
 def test_what_cannot_be_passed_is_said(few):
-    with pytest.raises(ValueError, match="early_stopping should be False with partial_fit"):
-        make_model(early_stopping=True).partial_fit(*few, classes=CLASSES)
+    for yes in (True, np.True_):
+        with pytest.raises(ValueError, match="early_stopping should be False with partial_fit"):
+            make_model(early_stopping=yes).partial_fit(*few, classes=CLASSES)
+    with pytest.raises(ValueError, match="needs at least 2 classes in classes, got 1 class instead"):
+        make_model().partial_fit(few[0], np.zeros(45, int), classes=[0])
     with pytest.raises(StrategyError, match=r"LearningWithoutForgetting cannot be trained by partial_fit: .* Use fit"):
         make_model("lwf").partial_fit(*few, classes=CLASSES)
     with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):

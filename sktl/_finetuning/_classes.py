@@ -44,11 +44,15 @@ class ClassTargets:
                 f"got {self.classes_}, `y` has {classes}"
             )
         self.classes_, self.multilabel_ = classes, multilabel
+        self._refuse_one_class("y")
+        return self._weighted_targets(y, weight)
+
+    def _refuse_one_class(self, source: str) -> None:
         if len(self.classes_) < 2:
             raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes in y, got 1 class instead: {self.classes_[0]!r}."
+                f"{type(self).__name__} needs at least 2 classes in {source}, got 1 class instead: "
+                f"{self.classes_[0]!r}."
             )
-        return self._weighted_targets(y, weight)
 
     def _weighted_targets(self, y, weight) -> Targets:
         """Turn y into what the network should say, with the weights of classes that are asked for."""
@@ -89,6 +93,7 @@ class ClassTargets:
                 "resulting weights as the class_weight parameter."
             )
         if first:
+            self._refuse_one_class("classes")
             self.multilabel_ = y.ndim == 2
             if self.multilabel_ and not np.array_equal(self.classes_, np.arange(y.shape[1])):
                 raise ValueError(f"classes must be range({y.shape[1]}) where y has a column for each label.")

@@ -43,7 +43,7 @@ class PassByPass(TrainingRows):
         """Run one pass over the given rows; the caller undoes what was done if that fails."""
         started = time.perf_counter()
         first = not hasattr(self, "backbone_")
-        if self.early_stopping is True:
+        if self.early_stopping not in ("auto", False):
             raise ValueError("early_stopping should be False with partial_fit")
         if self.learning_rate == "auto":
             raise ValueError("learning_rate should not be 'auto' with partial_fit")
