@@ -21,7 +21,7 @@ from sktl.strategies import (
     resolve_strategy,
 )
 from sktl.strategies._remembering import distillation_loss
-from sktl.training import build_network
+from sktl.training import build_network, zero_linear
 
 # Learning without forgetting ------------------------------------------------------------------------------------------
 
@@ -30,7 +30,7 @@ from sktl.training import build_network
 def two_heads(network):
     backbone = load_backbone(network, image_size=32)
     strategy = LearningWithoutForgetting(distillation_weight=0.5, temperature=3.0)
-    return backbone, build_network(backbone, 3, strategy, seed=0), strategy
+    return backbone, build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0), strategy
 
 
 def test_lwf_trains_the_old_head_along(two_heads):

@@ -42,7 +42,7 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
         """Return a network prepared by the strategy, with a new head, or a copy of the fitted one where it goes on."""
         head = copy.deepcopy(self.net_.module_.head) if goes_on else self._new_head(backbone.width, seed)
         settings = {"goes_on": goes_on, "dropout": self.dropout, "drop_path": self.drop_path}
-        return build_network(backbone, self._n_outputs(), self.strategy_, seed, head, **settings)
+        return build_network(backbone, head, self.strategy_, seed, **settings)
 
     def _make_net(self, network, device: torch.device):
         return make_net(network, self.strategy_, **self._net_settings(device))

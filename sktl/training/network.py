@@ -12,7 +12,6 @@ from sktl._random import private_torch_rng
 from sktl.backbones import Backbone, OriginalHead, build_from_recipe, layer_groups, reset_parameters
 from sktl.exceptions import StrategyError
 from sktl.strategies import Start
-from sktl.training.new_heads import zero_linear
 
 
 class Network(nn.Module):
@@ -119,10 +118,9 @@ def _is_trained(module: nn.Module) -> bool | None:
 
 def build_network(
     backbone: Backbone,
-    n_outputs: int,
+    head: nn.Module,
     strategy,
     seed: int,
-    head: nn.Module | None = None,
     *,
     goes_on: bool = False,
     dropout: float = 0.0,
@@ -134,14 +132,12 @@ def build_network(
     ----------
     backbone : Backbone
         Shared, and left as it is.
-    n_outputs : int
-        Width of the output of a head that is not given.
+    head : nn.Module
+        Becomes part of the network.
     strategy : Strategy
         Prepares the network.
     seed : int
         For everything random: the backbone's start, where the strategy starts from scratch, and what it adds.
-    head : nn.Module, default=None
-        The head, which becomes part of the network; None makes a linear layer of zeros.
     goes_on : bool, default=False
         Whether training goes on from the backbone's weights, whatever the strategy starts from otherwise.
     dropout : float, default=0.0
@@ -154,7 +150,6 @@ def build_network(
     network : Network
         On the CPU, in eval mode. A backbone that is not trained stays shared.
     """
-    head = zero_linear(backbone.width, n_outputs) if head is None else head
     if not strategy.trains_backbone:
         return assemble(backbone.module, backbone, head, strategy.updates_batch_norm, dropout).eval()
     with private_torch_rng(seed):

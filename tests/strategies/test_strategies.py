@@ -10,7 +10,7 @@ from sktl import strategies
 from sktl.backbones import OriginalHead, load_backbone
 from sktl.exceptions import StrategyError
 from sktl.strategies import STRATEGIES, FineTuning, PartialFineTuning, Strategy, resolve_strategy
-from sktl.training import build_network
+from sktl.training import build_network, zero_linear
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_parameter_out_of_range_is_named(n_groups):
 
 @pytest.mark.parametrize("n_groups", [1, 2, 99])
 def test_partial_counts_groups_from_the_output(backbone, n_groups):
-    network = build_network(backbone, 3, PartialFineTuning(n_groups=n_groups), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), PartialFineTuning(n_groups=n_groups), seed=0)
     expected = {name for group in backbone.layer_groups[-n_groups:] for name in group}
     trained = {name for name, parameter in network.backbone.named_parameters() if parameter.requires_grad}
     assert trained == expected
@@ -83,7 +83,7 @@ def test_partial_needs_parameters():
 
 @pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.trains_backbone])
 def test_each_parameter_is_in_one_group(backbone, name):
-    network = build_network(backbone, 3, resolve_strategy(name), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), resolve_strategy(name), seed=0)
     groups = resolve_strategy(name).param_groups(network, lr=0.5)
     names = [name for group in groups for name, _ in group["params"]]
     assert sorted(names) == sorted(name for name, _ in network.named_parameters())
@@ -92,14 +92,16 @@ def test_each_parameter_is_in_one_group(backbone, name):
 
 
 def test_backbone_may_learn_slower(backbone):
-    network = build_network(backbone, 3, FineTuning(), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), FineTuning(), seed=0)
     rates = [group["lr"] for group in FineTuning(backbone_lr_scale=0.1).param_groups(network, lr=0.5)]
     assert rates == [pytest.approx(0.05), 0.5]
 
 
 def test_from_scratch_is_another_start_for_each_seed(backbone):
     def start(seed):
-        return build_network(backbone, 3, resolve_strategy("from_scratch"), seed=seed).backbone.state_dict()
+        return build_network(
+            backbone, zero_linear(backbone.width, 3), resolve_strategy("from_scratch"), seed=seed
+        ).backbone.state_dict()
 
     weight = "layer1.0.conv1.weight"
     assert torch.equal(start(1)[weight], start(1)[weight])

@@ -23,7 +23,7 @@ from sktl.strategies import (
     Start,
     WiseFT,
 )
-from sktl.training import build_network
+from sktl.training import build_network, zero_linear
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def rates(network, strategy):
 
 def test_layer_decay_multiplies_from_group_to_group(backbone):
     strategy = FineTuning(backbone_lr_scale=0.5, layer_decay=0.1)
-    network = build_network(backbone, 3, strategy, seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     found = rates(network, strategy)
     n_groups = len(network.layer_groups)
     for depth, group in enumerate(network.layer_groups):
@@ -63,12 +63,12 @@ def test_layer_decay_multiplies_from_group_to_group(backbone):
 
 
 def test_layer_decay_of_one_is_none(backbone):
-    network = build_network(backbone, 3, FineTuning(), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), FineTuning(), seed=0)
     assert rates(network, FineTuning(layer_decay=1.0)) == rates(network, FineTuning())
 
 
 def test_partial_trains_a_named_stage_and_what_follows(backbone):
-    network = build_network(backbone, 3, PartialFineTuning(from_stage="layer3"), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), PartialFineTuning(from_stage="layer3"), seed=0)
     trained = {name.split(".")[0] for name, value in network.backbone.named_parameters() if value.requires_grad}
     frozen = {name.split(".")[0] for name, value in network.backbone.named_parameters() if not value.requires_grad}
     assert trained == {"layer3", "layer4"}
@@ -76,7 +76,9 @@ def test_partial_trains_a_named_stage_and_what_follows(backbone):
 
 
 def test_partial_may_start_inside_a_stage(backbone):
-    network = build_network(backbone, 3, PartialFineTuning(from_stage="layer4.0.conv2"), seed=0)
+    network = build_network(
+        backbone, zero_linear(backbone.width, 3), PartialFineTuning(from_stage="layer4.0.conv2"), seed=0
+    )
     trained = [name for name, value in network.backbone.named_parameters() if value.requires_grad]
     assert trained[0] == "layer4.0.conv2.weight"
     assert not any("conv1" in name for name in trained)
@@ -85,7 +87,7 @@ def test_partial_may_start_inside_a_stage(backbone):
 @pytest.mark.parametrize(("stage", "hint"), [("layer5", "Did you mean .*'layer4'"), ("blocks", "It has .*'layer1'")])
 def test_partial_explains_an_unknown_stage(backbone, stage, hint):
     with pytest.raises(StrategyError, match=f"no module '{stage}' with parameters.*{hint}"):
-        build_network(backbone, 3, PartialFineTuning(from_stage=stage), seed=0)
+        build_network(backbone, zero_linear(backbone.width, 3), PartialFineTuning(from_stage=stage), seed=0)
 
 
 # Gradual unfreezing ---------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ def test_partial_explains_an_unknown_stage(backbone, stage, hint):
 
 def test_gradual_unfreezing_goes_from_the_top_down(backbone):
     strategy = GradualUnfreezing(epochs_per_group=2)
-    network = build_network(backbone, 3, strategy, seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     for epoch in (0, 1, 2, 3, 4, 99):
         strategy.on_epoch_begin(network, epoch)
         expected = {name for group in network.layer_groups[-(epoch // 2 + 1) :] for name in group}
@@ -110,7 +112,7 @@ def test_gradual_unfreezing_in_fit_moves_a_group_more_per_epoch():
 
 def test_gradual_unfreezing_has_discriminative_rates(backbone):
     strategy = GradualUnfreezing(layer_decay=0.5, backbone_lr_scale=0.2)
-    network = build_network(backbone, 3, strategy, seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     found = rates(network, strategy)
     top, below = (found[f"backbone.{network.layer_groups[place][0]}"] for place in (-1, -2))
     assert (top, below) == (pytest.approx(0.2), pytest.approx(0.1))
@@ -158,14 +160,14 @@ def seeded():
 
 
 def test_lora_starts_as_the_pretrained_network(dilated):
-    network = build_network(dilated, 3, LoRA(), seed=0)
+    network = build_network(dilated, zero_linear(dilated.width, 3), LoRA(), seed=0)
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network.backbone(images), dilated.module(images), rtol=0, atol=0)
 
 
 def test_lora_trains_additions_and_head_alone(dilated):
-    network = build_network(dilated, 3, LoRA(rank=2), seed=0)
+    network = build_network(dilated, zero_linear(dilated.width, 3), LoRA(rank=2), seed=0)
     trained = {name for name, value in network.named_parameters() if value.requires_grad}
     assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"}
     adapted = {name.split(".lora_")[0] for name in trained if "lora_" in name}
@@ -186,7 +188,7 @@ def assert_same_after_merge(network, strategy):
 
 def test_lora_merged_computes_the_same_with_a_plain_network_of_low_rank_change(dilated, seeded):
     strategy = LoRA(rank=2)
-    network = build_network(dilated, 3, strategy, seed=0)
+    network = build_network(dilated, zero_linear(dilated.width, 3), strategy, seed=0)
     assert_same_after_merge(network, strategy)
     before, after = dilated.module.state_dict(), network.backbone.state_dict()
     assert before.keys() == after.keys()
@@ -205,14 +207,14 @@ def test_lora_merged_computes_the_same_with_a_plain_network_of_low_rank_change(d
     [("linear", {"fc", "block.fc"}), ("conv", {"conv"}), (["block.fc"], {"block.fc"}), (["fc"], {"fc", "block.fc"})],
 )
 def test_lora_adds_to_the_layers_it_is_told(dilated, target, expected):
-    network = build_network(dilated, 3, LoRA(target_modules=target), seed=0)
+    network = build_network(dilated, zero_linear(dilated.width, 3), LoRA(target_modules=target), seed=0)
     names = {name.split(".lora_")[0] for name, _ in network.backbone.named_parameters() if "lora_" in name}
     assert names == expected
 
 
 def test_lora_without_a_layer_to_add_to_is_an_error(dilated):
     with pytest.raises(StrategyError, match="finds no layer in the backbone"):
-        build_network(dilated, 3, LoRA(target_modules=["depthwise"]), seed=0)
+        build_network(dilated, zero_linear(dilated.width, 3), LoRA(target_modules=["depthwise"]), seed=0)
 
 
 class Shared(nn.Module):
@@ -235,14 +237,18 @@ class Shared(nn.Module):
 
 def test_lora_leaves_weights_alone_that_are_not_of_one_layer(seeded):
     strategy = LoRA(rank=2)
-    network = build_network(load_backbone(Shared(), image_size=16), 3, strategy, seed=0)
+    backbone = load_backbone(Shared(), image_size=16)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     assert_same_after_merge(network, strategy)
     assert set(network.low_rank) == {"alone.weight"}
 
 
 def test_lora_start_is_private_and_repeatable(dilated):
     before = torch.get_rng_state()
-    first, second, other = (build_network(dilated, 3, LoRA(), seed=seed).backbone.state_dict() for seed in (0, 0, 1))
+    first, second, other = (
+        build_network(dilated, zero_linear(dilated.width, 3), LoRA(), seed=seed).backbone.state_dict()
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     name = "fc.lora_A.default.weight"
     assert torch.equal(first[name], second[name])
@@ -258,7 +264,7 @@ def test_lora_in_fit_leaves_a_plain_network():
 def test_lora_says_how_to_get_peft(dilated, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"strategy='lora' needs the package 'peft'.*sktl\[peft\]"):
-        build_network(dilated, 3, LoRA(), seed=0)
+        build_network(dilated, zero_linear(dilated.width, 3), LoRA(), seed=0)
 
 
 # BitFit ---------------------------------------------------------------------------------------------------------------
@@ -281,8 +287,9 @@ def test_bitfit_without_anything_to_train_is_an_error():
         def forward(self, images):
             return self.conv(images).mean((2, 3))
 
+    backbone = load_backbone(Plain(), image_size=16)
     with pytest.raises(StrategyError, match="BitFit\\(train='bias'\\) finds nothing to train"):
-        build_network(load_backbone(Plain(), image_size=16), 3, BitFit(), seed=0)
+        build_network(backbone, zero_linear(backbone.width, 3), BitFit(), seed=0)
 
 
 # L2-SP ----------------------------------------------------------------------------------------------------------------
@@ -290,7 +297,7 @@ def test_bitfit_without_anything_to_train_is_an_error():
 
 def test_l2sp_penalty_is_the_papers_formula(backbone, seeded):
     strategy = L2SP(alpha=0.4, beta=0.3)
-    network = build_network(backbone, 3, strategy, seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     initial = dict(backbone.module.named_parameters())
     strategy.on_train_begin(network, Start(initial_weights=initial))
     perturb(network)

@@ -16,7 +16,7 @@ from sktl.backbones import PADDING, load_backbone
 from sktl.exceptions import InputError, InputWarning, StrategyError
 from sktl.inputs import open_texts
 from sktl.strategies import STRATEGIES, GradualUnfreezing, JointTraining, LoRA, PartialFineTuning
-from sktl.training import Targets, TrainingData, build_network
+from sktl.training import Targets, TrainingData, build_network, zero_linear
 from sktl.training.prefix import find_prefix
 
 LONG = "a good film and a bad one , " * 30
@@ -157,7 +157,8 @@ def test_batches_are_as_long_as_their_longest_text(bert):
 
 def test_no_prefix_is_split_off_an_encoder(bert):
     """What comes after a cut must know which tokens are padding."""
-    network = build_network(load_backbone(bert), 2, PartialFineTuning(), 0)
+    backbone = load_backbone(bert)
+    network = build_network(backbone, zero_linear(backbone.width, 2), PartialFineTuning(), 0)
     assert find_prefix(network, torch.ones((2, 5), dtype=torch.int32)) is None
 
 

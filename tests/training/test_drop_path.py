@@ -12,7 +12,7 @@ from sktl import FineTuneClassifier, FineTuneRegressor
 from sktl.backbones import load_backbone
 from sktl.exceptions import BackboneError
 from sktl.strategies import FineTuning, PartialFineTuning
-from sktl.training import build_network
+from sktl.training import build_network, zero_linear
 
 OPTIONS = {"image_shape": (8, 8), "image_size": 32, "max_epochs": 2, "random_state": 0}
 
@@ -24,7 +24,7 @@ def dropping(network):
 @pytest.mark.parametrize("name", ["sktl/tiny", "test_convnext", "test_vit"])
 def test_blocks_are_left_out_in_training_alone(name):
     backbone = load_backbone(name, "pretrained" if name.startswith("sktl/") else None, image_size=32)
-    network = build_network(backbone, 3, FineTuning(), 0, drop_path=0.5)
+    network = build_network(backbone, zero_linear(backbone.width, 3), FineTuning(), 0, drop_path=0.5)
     rates = [part.drop_prob for part in dropping(network)]
     assert rates == sorted(rates)
     assert 0.4 <= rates[-1] <= 0.5
@@ -40,7 +40,7 @@ def test_blocks_are_left_out_in_training_alone(name):
 
 def test_frozen_blocks_are_never_left_out():
     backbone = load_backbone("sktl/tiny", image_size=32)
-    network = build_network(backbone, 3, PartialFineTuning(), 0, drop_path=0.5).train()
+    network = build_network(backbone, zero_linear(backbone.width, 3), PartialFineTuning(), 0, drop_path=0.5).train()
     at_work = [part.training for part in dropping(network)]
     assert at_work == sorted(at_work)  # the last ones alone
     assert any(at_work)

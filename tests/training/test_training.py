@@ -20,6 +20,7 @@ from sktl.training import (
     fit_linear_head,
     fit_ridge_head,
     merge_duplicates,
+    zero_linear,
 )
 from sktl.training.callbacks import warmup_cosine
 from sktl.training.data import EvenBatches, batches
@@ -44,7 +45,7 @@ def targets(n, weight=None):
 
 @pytest.mark.parametrize("strategy", [PartialFineTuning(), FineTuning(), FromScratch()])
 def test_frozen_modules_stay_in_eval_mode(backbone, strategy):
-    network = build_network(backbone, 3, strategy, seed=0).train()
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0).train()
     for module in network.backbone.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -64,7 +65,7 @@ def test_dropout_between_frozen_layers_is_off(n_groups, active):
     """What is dropped on the way into a layer that is trained, or out of it, is dropped."""
     layers = [layer for width in (3, 8, 8, 8) for layer in (nn.Conv2d(width, 8, 3), nn.Dropout(0.5))]
     backbone = load_backbone(nn.Sequential(*layers, nn.Flatten()), image_size=16)
-    network = build_network(backbone, 3, PartialFineTuning(n_groups), seed=0).train()
+    network = build_network(backbone, zero_linear(backbone.width, 3), PartialFineTuning(n_groups), seed=0).train()
     assert [part.training for part in network.backbone.modules() if isinstance(part, nn.Dropout)] == active
 
 
@@ -74,7 +75,7 @@ def test_running_statistics_stay(norm, strategy):
     norms = [norm(8, affine=affine, track_running_stats=True) for affine in (True, False)]
     own = nn.Sequential(nn.Conv2d(3, 8, 3), *norms, nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = load_backbone(own, image_size=16)
-    network = build_network(backbone, 3, strategy, seed=0).train()
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0).train()
     network(torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8))
     before = dict(backbone.module.named_buffers())
     assert all(torch.equal(value, before[name]) for name, value in network.backbone.named_buffers())
@@ -83,7 +84,7 @@ def test_running_statistics_stay(norm, strategy):
 def test_network_normalises_8_bit_images_as_the_engine_does(backbone, rows):
     from sktl.embedding import embed
 
-    network = build_network(backbone, 3, FineTuning(), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), FineTuning(), seed=0)
     preprocess = ImagePreprocessor(backbone.data_config)
     images = torch.from_numpy(np.stack([preprocess(rows[i].pixels()) for i in range(7)]))
     with torch.inference_mode():
@@ -93,7 +94,7 @@ def test_network_normalises_8_bit_images_as_the_engine_does(backbone, rows):
 
 
 def test_new_head_starts_at_zero_and_state_is_copied(backbone):
-    network = build_network(backbone, 3, FineTuning(), seed=0)
+    network = build_network(backbone, zero_linear(backbone.width, 3), FineTuning(), seed=0)
     assert not network.head.weight.any()
     for name, value in backbone.module.state_dict().items():
         copied = network.backbone.state_dict()[name]
