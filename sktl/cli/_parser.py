@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 
 STRATEGIES = ("feature_extraction", "wise_ft", "partial", "fine_tuning", "from_scratch")
@@ -132,18 +134,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands, name: str, run: Callable, **texts: str) -> argparse.ArgumentParser:
+def _add_command(commands, name: str, **texts: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, formatter_class=_Formatter, **texts)
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
-    command.set_defaults(run=run)
+    command.set_defaults(run=partial(_run, name))
     return command
+
+
+def _run(name: str, arguments: argparse.Namespace) -> int:
+    """Run a command: ``run_<name>`` of the module of that name, which is imported now and not to show the help."""
+    return getattr(import_module(f"sktl.cli._{name}"), f"run_{name}")(arguments)
 
 
 def _add_compare(commands) -> None:
     command = _add_command(
         commands,
         "compare",
-        _run_compare,
         help="find out which way of transfer suits your pictures",
         description=_COMPARE_TEXT,
         epilog=_COMPARE_EXAMPLES,
@@ -199,7 +205,6 @@ def _add_predict(commands) -> None:
     command = _add_command(
         commands,
         "predict",
-        _run_predict,
         help="predict the class of image files with a saved model",
         description=_PREDICT_TEXT,
         epilog=_PREDICT_EXAMPLES,
@@ -222,7 +227,6 @@ def _add_export(commands) -> None:
     command = _add_command(
         commands,
         "export",
-        _run_export,
         help="write a saved model as an ONNX graph",
         description=_EXPORT_TEXT,
         epilog="example:\n  sktl export sktl-compare/birds/model.sktl birds.onnx\n",
@@ -235,7 +239,6 @@ def _add_inspect(commands) -> None:
     command = _add_command(
         commands,
         "inspect",
-        _run_inspect,
         help="say what is in a saved model, without loading it",
         description=_INSPECT_TEXT,
         epilog="examples:\n  sktl inspect birds/model.sktl\n  sktl inspect birds/model.sktl --card > README.md\n",
@@ -248,7 +251,6 @@ def _add_embed(commands) -> None:
     command = _add_command(
         commands,
         "embed",
-        _run_embed,
         help="embed any number of images into Parquet files",
         description=_EMBED_TEXT,
         epilog=_EMBED_EXAMPLES,
@@ -268,7 +270,6 @@ def _add_serve(commands) -> None:
     command = _add_command(
         commands,
         "serve",
-        _run_serve,
         help="answer requests for predictions over HTTP",
         description=_SERVE_TEXT,
         epilog=_SERVE_EXAMPLES,
@@ -295,55 +296,12 @@ def _add_backbones(commands) -> None:
     command = _add_command(
         commands,
         "backbones",
-        _run_backbones,
         help="list the pretrained networks",
         description="List what can be named as --backbone: the networks that ship with sktl, then timm's.",
         epilog="examples:\n  sktl backbones mobilenet\n  sktl backbones 'resnet50*'\n",
     )
     command.add_argument("filter", nargs="?", default="", metavar="FILTER", help="a part of the name, or a wildcard")
     command.add_argument("--all", action="store_true", help="also those without published weights")
-
-
-def _run_compare(arguments) -> int:
-    from sktl.cli._compare import run_compare
-
-    return run_compare(arguments)
-
-
-def _run_predict(arguments) -> int:
-    from sktl.cli._predict import run_predict
-
-    return run_predict(arguments)
-
-
-def _run_export(arguments) -> int:
-    from sktl.cli._export import run_export
-
-    return run_export(arguments)
-
-
-def _run_inspect(arguments) -> int:
-    from sktl.cli._inspect import run_inspect
-
-    return run_inspect(arguments)
-
-
-def _run_embed(arguments) -> int:
-    from sktl.cli._embed import run_embed
-
-    return run_embed(arguments)
-
-
-def _run_serve(arguments) -> int:
-    from sktl.cli._serve import run_serve
-
-    return run_serve(arguments)
-
-
-def _run_backbones(arguments) -> int:
-    from sktl.cli._backbones import run_backbones
-
-    return run_backbones(arguments)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
