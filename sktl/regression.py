@@ -49,18 +49,20 @@ class FineTuneRegressor(RegressorMixin, Heads):
     max_epochs : int, default=10
         Passes over the training rows, for strategies that train the backbone.
     learning_rate : float or "auto", default=None
-        Highest learning rate of the head; None takes the strategy's own, or three tenths of it for texts. The strategy
-        derives the backbone's from it. "auto" finds one by a test of up to 60 training steps before the first epoch, on
-        a copy of the network.
+        Highest learning rate of the head, where the backbone is trained and in ``partial_fit``; None takes the
+        strategy's own, or three tenths of it for texts. The strategy derives the backbone's from it. "auto" finds one
+        by a test of up to 60 training steps before the first epoch, on a copy of the network.
     batch_size : int, default=32
-        Rows per training step.
+        Rows per training step, where the backbone is trained and in ``partial_fit``.
     weight_decay : float, default=0.01
         Decoupled weight decay of matrices and kernels (AdamW); biases and normalisation layers have none.
     head : {"linear", "mlp"}, nn.Module or regressor, default="linear"
         What turns embeddings into numbers: a linear layer, which is solved for where a strategy fits the head first; a
         small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
         n_targets), is copied, and trained as a whole; or, with ``strategy="feature_extraction"``, any regressor of
-        scikit-learn. All of them learn standardised targets.
+        scikit-learn. All of them learn standardised targets. A small network or a module that
+        is fitted alone, before the backbone is trained or instead of that, learns by a fixed rule (AdamW on 32 rows a
+        step, at a rate that falls from 0.001 to 0), whatever ``learning_rate``, ``batch_size`` and ``max_epochs`` say.
     dropout : float, default=0.0
         Share of the embedding's values that the head does not see in a step of training. It says nothing where the
         head is solved for.

@@ -123,6 +123,19 @@ def test_lazy_layers_are_to_be_run_before(few):
     assert make_model("lp_ft", head=head).fit(*few).net_.module_.head[0].in_features == 16
 
 
+def test_a_head_that_is_fitted_alone_learns_by_a_rule_of_its_own(few):
+    first = make_model("feature_extraction", head="mlp").fit(*few).predict_proba(few[0])
+    other = {"learning_rate": 1e-6, "batch_size": 2, "max_epochs": 7}
+    np.testing.assert_array_equal(
+        make_model("feature_extraction", head="mlp", **other).fit(*few).predict_proba(few[0]), first
+    )
+    passed = [
+        make_model("feature_extraction", head="mlp", learning_rate=rate).partial_fit(*few, classes=np.unique(few[1]))
+        for rate in (1e-6, 1e-2)
+    ]
+    assert not np.allclose(*(model.predict_proba(few[0]) for model in passed))
+
+
 class Logarithm(nn.Module):
     """Gives no numbers for what is below zero."""
 
