@@ -14,6 +14,8 @@ from sktl.training.mixing import Mixing
 from sktl.training.net import TransferNet
 from sktl.training.network import Network
 
+_ANOTHER_WAY = {"optimizer", "optimizer__foreach", "optimizer__differentiable"}  # than AdamW's fused steps
+
 # What skorch calls the estimator's own parameters, or what follows from them.
 _SET_BY = {
     "autocast": "amp",
@@ -109,7 +111,7 @@ def make_net(
     if ema_decay is not None:
         _check_callbacks(callbacks)
     settings = {
-        **({} if "optimizer" in overrides else {"optimizer__fused": True}),  # faster, and on one core above all
+        **({} if _ANOTHER_WAY & overrides.keys() else {"optimizer__fused": True}),  # faster, on one core above all
         "criterion": criterion,
         "criterion__reduction": "none",
         "optimizer": torch.optim.AdamW,

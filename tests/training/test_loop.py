@@ -127,6 +127,12 @@ def test_parameters_of_the_net_are_handed_on(few):
     assert len(model.history_) == 3
 
 
+@pytest.mark.parametrize("name", ["foreach", "fused", "amsgrad"])
+def test_the_optimizer_may_be_told_how_to_go_about_it(few, name):
+    model = make_model(net_params={f"optimizer__{name}": True}).fit(*few)
+    assert {group[name] for group in model.net_.optimizer_.param_groups} == {True}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
