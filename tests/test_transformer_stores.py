@@ -1,5 +1,6 @@
 """PretrainedFeatureTransformer's stores: what each parameter bounds, and who finds what there."""
 
+import contextlib
 import sqlite3
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
-from sktl.embedding import DiskStore, default_store, open_store
+from sktl.embedding import DiskStore, _run, default_store, open_store
 from sktl.exceptions import InputError
 
 MIB = 2**20
@@ -114,6 +115,20 @@ def test_classifier_keeps_to_the_bound_too(pictures):
 def test_bound_must_be_a_whole_number(estimator, cache_bytes, pictures):
     with pytest.raises(ValueError, match="'cache_bytes' parameter"):
         estimator(cache_bytes=cache_bytes).fit(pictures, np.arange(len(pictures)) % 2)
+
+
+def test_a_damaged_row_is_computed_again_and_replaced(pictures, tmp_path, monkeypatch):
+    """And is not waited for as if another process were computing it."""
+    embed = counting(cache_bytes=0, memory=DiskStore(tmp_path)).fit(pictures)
+    first = embed.transform(pictures)
+    with contextlib.closing(sqlite3.connect(embed.memory.path, isolation_level=None)) as database:
+        for damage, row in (("zeroblob(length(value))", 3), ("'text'", 5)):
+            database.execute(f"UPDATE rows SET value = {damage} WHERE rowid = {row}")
+    monkeypatch.setattr(_run.time, "sleep", lambda seconds: pytest.fail("It waits for rows that nobody computes."))
+    before = Counting.seen
+    np.testing.assert_array_equal(embed.transform(pictures), first)
+    assert Counting.seen - before == 2
+    assert images_seen(embed, pictures) == 0
 
 
 class Logged(Counting):

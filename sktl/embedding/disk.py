@@ -120,13 +120,10 @@ class DiskStore(Store):
 
     def _select(self, database, keys):
         found, stale, now = {}, [], int(time.time())
-        for few, marks in _in_parts(keys):
-            sql = f"SELECT key, value, checksum, used FROM rows WHERE key IN ({marks})"
-            for key, value, checksum, used in database.execute(sql, few):
-                if checksum == row_checksum(key, value):
-                    found[key] = np.frombuffer(value, dtype="<f4").astype(np.float32, copy=False)
-                    if now - used > _USED_RESOLUTION:
-                        stale.append((now, key))
+        for key, value, used in _intact_rows(database, keys):
+            found[key] = np.frombuffer(value, dtype="<f4").astype(np.float32, copy=False)
+            if now - used > _USED_RESOLUTION:
+                stale.append((now, key))
         if stale and self.max_bytes is not None and not self._read_only:
             with _transaction(database):
                 database.executemany("UPDATE rows SET used = ? WHERE key = ?", stale)
@@ -152,10 +149,10 @@ class DiskStore(Store):
         database.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _claim(self, database, keys):
-        taken, now, me = set(), time.time(), _owners.this_process()
+        now, me = time.time(), _owners.this_process()
         with _transaction(database):
+            taken = {key for key, *_ in _intact_rows(database, keys)}  # a damaged row is there for nobody
             for few, marks in _in_parts(keys):
-                taken.update(key for (key,) in database.execute(f"SELECT key FROM rows WHERE key IN ({marks})", few))
                 sql = f"SELECT key, owner FROM claims WHERE key IN ({marks}) AND owner != ? AND expires > ?"
                 claims = database.execute(sql, (*few, me, now)).fetchall()
                 alive = {owner: _owners.is_alive(owner) for owner in {owner for _, owner in claims}}
@@ -299,6 +296,15 @@ def _used_bytes(database):
         database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
     return (pages - free) * size
+
+
+def _intact_rows(database, keys):
+    """Yield key, value and time of last use of the rows that are there and fit their checksums."""
+    for few, marks in _in_parts(keys):
+        sql = f"SELECT key, value, checksum, used FROM rows WHERE key IN ({marks})"
+        for key, value, checksum, used in database.execute(sql, few):
+            if isinstance(value, bytes) and checksum == row_checksum(key, value):  # columns of SQLite hold any type
+                yield key, value, used
 
 
 def _in_parts(keys):
