@@ -15,7 +15,14 @@ from sktl.exceptions import UntrustedTypeError
 Trusted = Sequence[str | type] | str | type | None
 
 # The modules of sktl whose estimators and strategies may be named in a file; importing them does nothing else.
-_OWN_MODULES = ("sktl.transformer", "sktl.finetune", "sktl.regression", "sktl.strategies", "sktl.text_statistics")
+_OWN_MODULES = (
+    "sktl.transformer",
+    "sktl.finetune",
+    "sktl.regression",
+    "sktl.strategies",
+    "sktl.scalar_mix",
+    "sktl.text_statistics",
+)
 _OWN_TYPES = {"sktl.backbones._backbone.Backbone", "sktl.backbones._reference.ReferredWeights"}
 _HARMLESS = {
     "torch.device",

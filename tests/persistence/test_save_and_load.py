@@ -12,7 +12,7 @@ import pytest
 import saved_models
 import torch
 from saved_models import IMAGES, digits, make_classifier, make_embed
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -82,6 +82,7 @@ for path in folder.glob("*.sktl"):
     [
         make_pipeline(make_embed(), StandardScaler(), SVC()),
         make_pipeline(make_embed(layer=[-1, -2]), KNeighborsClassifier(3)),
+        make_pipeline(make_embed(layer=[-1, -1]), sktl.ScalarMix(2), KNeighborsClassifier(3)),
         make_pipeline(FunctionTransformer(np.sqrt), make_classifier(device=torch.device("cpu"))),
         make_pipeline(
             ColumnTransformer([("all", sktl.PretrainedFeatureTransformer(**IMAGES), slice(0, 64))]),
@@ -97,7 +98,7 @@ for path in folder.glob("*.sktl"):
             random_state=np.random.RandomState(0),
         ),
     ],
-    ids=["svc", "neighbours", "function", "columns", "search"],
+    ids=["svc", "neighbours", "mix", "function", "columns", "search"],
 )
 def test_estimators_around_ours(model, tmp_path):
     model.fit(X, Y)
@@ -108,6 +109,34 @@ def test_regressor(tmp_path):
     model = FineTuneRegressor(strategy="partial", max_epochs=1, random_state=0, **IMAGES).fit(X, X[:, :2])
     np.testing.assert_array_equal(round_trip(model, tmp_path).predict(X), model.predict(X))
     assert sktl.inspect(tmp_path / "model.sktl").classes is None
+
+
+TEXTS = ["What a film!", "DULL", "so, so"]
+PUBLIC = {
+    "FineTuneClassifier": lambda: make_classifier().fit(X, Y),
+    "FineTuneRegressor": lambda: FineTuneRegressor(strategy="feature_extraction", **IMAGES).fit(X, X[:, 20]),
+    "PretrainedFeatureTransformer": lambda: make_embed().fit(X),
+    "ScalarMix": lambda: sktl.ScalarMix(2).fit(X, Y),
+    "TextStatistics": lambda: sktl.TextStatistics(["n_words", "share_capitals"]).fit(TEXTS),
+}
+
+
+def test_every_public_estimator_is_in_the_test_below():
+    public = [getattr(sktl, name) for name in sktl.__all__]
+    assert sorted(PUBLIC) == sorted(
+        each.__name__ for each in public if isinstance(each, type) and issubclass(each, BaseEstimator)
+    )
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_estimator_is_loaded_without_further_trust(name, tmp_path):
+    model = PUBLIC[name]()
+    rows = TEXTS if name == "TextStatistics" else X
+    ask = "transform" if hasattr(model, "transform") else "predict"
+    restored = round_trip(model, tmp_path)
+    assert type(restored) is type(model)
+    np.testing.assert_array_equal(getattr(restored, ask)(rows), getattr(model, ask)(rows))
+    assert sktl.inspect(tmp_path / "model.sktl").untrusted == []
 
 
 def test_file_holds_plain_uncompressed_members_and_no_pickle(models, tmp_path):
