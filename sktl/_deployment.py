@@ -1,6 +1,7 @@
 """A fitted model as two parts: images to embeddings by a network, embeddings to an answer by something small."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from sktl._base import ImageEstimator
 from sktl._finetuning import FineTuner
 from sktl.backbones import FeatureView
+from sktl.exceptions import InputError
+from sktl.text_statistics import TextStatistics
 from sktl.transformer import PretrainedFeatureTransformer
 
 
@@ -107,6 +110,52 @@ def innermost(model: Any) -> Any:
             model = model.steps[0][1]
         else:
             return model
+
+
+def check_takes_images(model: Any, asker: str) -> None:
+    """Refuse a model that was fitted on texts or numbers, as far as sktl's estimators in it tell.
+
+    Parameters
+    ----------
+    model : estimator
+        Fitted.
+    asker : str
+        Who would give it images, as the message begins.
+
+    Raises
+    ------
+    InputError
+        If it was fitted on other rows.
+    NotFittedError
+        If it is not fitted.
+    """
+    parts = take_apart(model)
+    if parts is not None:
+        kind = getattr(parts.reader, "input_kind_", "images")
+    else:
+        kind = "texts" if any(map(_reads_texts, _estimators_in(model, set()))) else "images"
+    if kind != "images":
+        raise InputError(f"{asker} takes images, and this model was fitted on {kind}.")
+
+
+def _reads_texts(estimator: Any) -> bool:
+    return isinstance(estimator, TextStatistics) or getattr(estimator, "input_kind_", None) == "texts"
+
+
+def _estimators_in(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield an estimator and those that it holds, in whatever attributes and lists."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, list | tuple):
+        inner = value
+    elif isinstance(value, BaseEstimator) or hasattr(value, "predict_proba"):  # calibrated ones are no BaseEstimator
+        yield value
+        inner = () if isinstance(value, ImageEstimator) else getattr(value, "__dict__", {}).values()
+    else:
+        return
+    for each in inner:
+        yield from _estimators_in(each, seen)
 
 
 def _view_of(reader: ImageEstimator) -> FeatureView:

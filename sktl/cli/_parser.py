@@ -42,8 +42,8 @@ examples:
 _PREDICT_TEXT = """\
 Predict the class of image files with a model that `sktl compare` saved.
 
-Prints one line per file: its name, the class, and the probability of the class. A file that cannot be read is
-reported, and the others are predicted all the same; the exit status is then 1.
+Prints one line per file: its name, the class that the model predicts, and the probability of that class. A file that
+cannot be read is reported, and the others are predicted all the same; the exit status is then 1.
 
 The model holds no pickle: reading it runs nothing that is inside. A .joblib or .pkl file is read too, and does run what
 is inside: use only those from people you trust.

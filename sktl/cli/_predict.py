@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sktl._deployment import innermost
+from sktl._deployment import check_takes_images, innermost
 from sktl.cli._folder import find_images
 from sktl.cli._model import load_model
 from sktl.exceptions import InputError
+
+_SEVERAL_LABELS = "`sktl predict` prints one label per image, and this model predicts several: use it in Python."
 
 
 @dataclass
@@ -34,6 +36,11 @@ class Predictions:
     proba: np.ndarray | None
     classes: list
 
+    def proba_of_labels(self) -> list[float]:
+        """Return the probability of each label, which is not the highest where the model decides otherwise."""
+        places = {name: place for place, name in enumerate(self.classes)}
+        return [float(row[places[label]]) for row, label in zip(self.proba, self.labels, strict=True)]
+
 
 def run_predict(arguments) -> int:
     """Predict the classes of image files.
@@ -49,6 +56,7 @@ def run_predict(arguments) -> int:
         1 if some of the images cannot be used, else 0.
     """
     model = load_model(Path(arguments.model), runtime=arguments.runtime)
+    check_takes_images(model, "`sktl predict`")
     paths, bad = _expand(arguments.images)
     usable, unreadable = _predict(model, paths)
     bad += unreadable
@@ -86,24 +94,24 @@ def _predict(model, paths: list[str]) -> tuple[Predictions | None, list[tuple[st
 
 
 def _ask(model, paths: list[str]) -> Predictions:
-    if not hasattr(model, "predict_proba"):
-        return Predictions(paths, np.asarray(model.predict(paths)).tolist(), None, [])
     if getattr(innermost(model), "multilabel_", False):
-        raise InputError(
-            "`sktl predict` prints one label per image, and this model predicts several: use it in Python."
-        )
-    proba = model.predict_proba(paths)
-    classes = np.asarray(model.classes_).tolist()
-    return Predictions(paths, [classes[index] for index in proba.argmax(axis=1)], proba, classes)
+        raise InputError(_SEVERAL_LABELS)
+    labels = np.asarray(model.predict(paths))
+    if not hasattr(model, "predict_proba"):
+        return Predictions(paths, labels.tolist(), None, [])
+    if labels.ndim > 1:
+        raise InputError(_SEVERAL_LABELS)
+    return Predictions(paths, labels.tolist(), model.predict_proba(paths), np.asarray(model.classes_).tolist())
 
 
 def _print_lines(found: Predictions, with_proba: bool) -> None:
     path_width = max(map(len, found.paths))
     label_width = max(len(str(label)) for label in found.labels)
+    certainty = None if found.proba is None else found.proba_of_labels()
     for index, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
         words = [f"{path:{path_width}}", f"{label!s:{label_width}}"]
-        if found.proba is not None:
-            words.append(f"{found.proba[index].max():.3f}")
+        if certainty is not None:
+            words.append(f"{certainty[index]:.3f}")
         if found.proba is not None and with_proba:
             order = np.argsort(-found.proba[index], kind="stable")
             words.append(", ".join(f"{found.classes[place]} {found.proba[index, place]:.3f}" for place in order))
@@ -112,9 +120,9 @@ def _print_lines(found: Predictions, with_proba: bool) -> None:
 
 def _print_csv(found: Predictions, with_proba: bool) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    has_proba = found.proba is not None
+    certainty = None if found.proba is None else found.proba_of_labels()
     columns = [f"probability of {name}" for name in found.classes] if with_proba else []
-    writer.writerow(["path", "label", *(["probability"] if has_proba else []), *columns])
+    writer.writerow(["path", "label", *(["probability"] if certainty else []), *columns])
     for index, (path, label) in enumerate(zip(found.paths, found.labels, strict=True)):
-        numbers = [found.proba[index].max(), *(found.proba[index] if with_proba else [])] if has_proba else []
+        numbers = [certainty[index], *(found.proba[index] if with_proba else [])] if certainty else []
         writer.writerow([path, label, *(f"{number:.6f}" for number in numbers)])

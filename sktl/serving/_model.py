@@ -8,7 +8,7 @@ import torch
 from sklearn import config_context
 from sklearn.utils.validation import check_is_fitted
 
-from sktl._deployment import Parts, innermost, take_apart
+from sktl._deployment import Parts, check_takes_images, innermost, take_apart
 from sktl.embedding import embed_with_stats
 from sktl.embedding.engine import make_plan
 from sktl.embedding.passes import Passes
@@ -88,9 +88,7 @@ class ServedModel:
             raise InputError(
                 f"A server needs a model that predicts, got an object of type {type(self.model).__name__!r}."
             )
-        kind = getattr(self.parts.reader, "input_kind_", "images") if self.parts else "images"
-        if kind != "images":
-            raise InputError(f"The server takes images, and this model was fitted on {kind}.")
+        check_takes_images(self.model, "The server")
         if self.parts is not None and self.parts.is_multilabel:
             raise InputError("The server answers with one label per image, and this model predicts several.")
         if self.parts is None and hasattr(self.model, "__sklearn_tags__"):

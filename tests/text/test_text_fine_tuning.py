@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 import sktl
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer
 from sktl.backbones import PADDING, load_backbone
+from sktl.cli import main
 from sktl.exceptions import InputError, InputWarning, StrategyError
 from sktl.inputs import open_texts
 from sktl.strategies import STRATEGIES, GradualUnfreezing, JointTraining, LoRA, PartialFineTuning
@@ -224,3 +225,10 @@ def test_reference_to_a_folder(bert, reviews, tmp_path):
     np.testing.assert_array_equal(sktl.load(path, trusted=[bert]).predict_proba(texts), model.predict_proba(texts))
     whole = pickle.dumps(make_model(bert, "feature_extraction").fit(texts, y))
     assert len(pickle.dumps(model)) < len(whole)
+
+
+def test_models_of_texts_are_not_given_the_names_of_files(bert, reviews, tmp_path, capsys):
+    texts, y = reviews
+    sktl.save(make_model(bert, "feature_extraction").fit(texts, y), tmp_path / "model.sktl")
+    assert main(["predict", str(tmp_path / "model.sktl"), "review.txt"]) == 2
+    assert "`sktl predict` takes images, and this model was fitted on texts." in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""``sktl predict``: the labels that the model predicts, and of rows that it was fitted on."""
+
+import csv
+import io
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_models import make_network
+
+import sktl
+from sktl.cli import main
+
+
+@pytest.fixture
+def predict(tmp_path, capsys):
+    """Return a function that gives a model's file to ``sktl predict``; exit status, output and errors are returned."""
+
+    def run(model, *words):
+        joblib.dump(model, tmp_path / "model.joblib")
+        return main(["predict", str(tmp_path / "model.joblib"), *map(str, words)]), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def embed():
+    return sktl.PretrainedFeatureTransformer(make_network(), image_size=16)
+
+
+def test_labels_are_those_that_the_model_predicts(predict, embed, image_paths):
+    paths, labels = image_paths
+    y = np.where(labels == "disc", "ill", "well")
+    strict = FixedThresholdClassifier(LogisticRegression(C=1e-3), threshold=0.999, pos_label="well")
+    model = make_pipeline(embed, strict).fit(paths, y)
+    code, out, _ = predict(model, *paths[:6], "--proba", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert [row["label"] for row in rows] == model.predict(paths[:6]).tolist() == ["ill"] * 6
+    assert [row["probability"] for row in rows] == [row["probability of ill"] for row in rows]
+    assert min(float(row["probability"]) for row in rows) < 0.5  # more probable or not, "well" is not certain enough
+    lines = [line.split() for line in predict(model, *paths[:6])[1].splitlines()]
+    assert [line[1:] for line in lines] == [["ill", f"{float(row['probability']):.3f}"] for row in rows]
+
+
+def test_model_with_several_labels_per_image_is_refused(predict, embed, image_paths):
+    paths, labels = image_paths
+    Y = np.stack([labels == label for label in ("disc", "square")], axis=1).astype(int)
+    code, out, err = predict(make_pipeline(embed, KNeighborsClassifier(3)).fit(paths, Y), paths[0])
+    assert (code, out) == (2, "")
+    assert "prints one label per image, and this model predicts several" in err
+
+
+def numbers_model(embed):
+    return make_pipeline(embed, LogisticRegression()).fit(np.eye(8), [0, 1] * 4)
+
+
+TEXTS = ["a good film", "An AWFUL movie!", "dull", "the story is great."] * 3
+STATISTICS = [
+    make_pipeline(sktl.TextStatistics(), StandardScaler(), LogisticRegression()),
+    make_pipeline(FeatureUnion([("statistics", sktl.TextStatistics())]), LogisticRegression()),
+    CalibratedClassifierCV(make_pipeline(sktl.TextStatistics(), LogisticRegression()), cv=2),
+]
+
+
+@pytest.mark.parametrize("model", STATISTICS, ids=["pipeline", "union", "calibrated"])
+def test_names_of_files_are_not_taken_for_texts(model, predict, tmp_path, monkeypatch):
+    (tmp_path / "review.txt").write_text("an awful movie")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = predict(model.fit(TEXTS, [1, 0] * 6), "review.txt")
+    assert (code, out) == (2, "")
+    assert "`sktl predict` takes images, and this model was fitted on texts." in err
+
+
+def test_model_of_rows_of_numbers_is_refused(predict, embed, image_paths):
+    code, out, err = predict(numbers_model(embed), image_paths[0][0])
+    assert (code, out) == (2, "")
+    assert "`sktl predict` takes images, and this model was fitted on numbers." in err
