@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
@@ -182,10 +183,18 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _check_image_shape(self, X) -> None:
         shape = tuple(self.image_shape)
-        if len(shape) not in (2, 3) or int(np.prod(shape)) != X.shape[1]:
+        are_sizes = all(isinstance(size, Integral) and size > 0 for size in shape)
+        if len(shape) not in (2, 3) or not are_sizes or int(np.prod(shape)) != X.shape[1]:
             raise InputError(
                 "The 'image_shape' parameter must be (height, width) or (height, width, channels) with a product of "
                 f"{X.shape[1]}, the number of columns of X; got {self.image_shape!r} instead."
+            )
+        place = "first" if self.channels == "first" else "last"
+        n_channels = 1 if len(shape) == 2 else shape[0 if place == "first" else -1]
+        if n_channels not in (1, 3, 4):
+            raise InputError(
+                f"The 'image_shape' parameter {self.image_shape!r} has {n_channels} channels, if they come {place}; an "
+                "image has 1, 3 or 4. The 'channels' parameter says whether they come first or last."
             )
 
     def _open_rows(self, X, backbone: Backbone):
@@ -193,14 +202,14 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         if self.input_kind_ == "texts":
             return open_texts(X, backbone.tokenizer)
         if self.input_kind_ == "images":
-            if self._is_grey_stack and getattr(X, "ndim", None) == 3:
-                X = X[..., None]  # three grey images must not pass for one in colour
-            return open_rows(X, channels=self.channels, root=self.root, max_pixels=self.max_pixels)
+            settings = {"root": self.root, "max_pixels": self.max_pixels, "known_stack": self._is_grey_stack}
+            return open_rows(X, channels=self.channels, **settings)
         if self.image_shape is None:
             return StripRows((X.astype(np.float64) - self.offset_) / self.scale_, backbone.data_config["input_size"])
         pixels = np.rint(((X.astype(np.float64) - self.offset_) / self.scale_).clip(0, 1) * 255).astype(np.uint8)
-        shape = (*self.image_shape, 1) if len(self.image_shape) == 2 else tuple(self.image_shape)
-        return open_rows(pixels.reshape(len(X), *shape), channels="last")
+        if len(self.image_shape) == 2:
+            return open_rows(pixels.reshape(len(X), *self.image_shape, 1), channels="last")
+        return open_rows(pixels.reshape(len(X), *self.image_shape), channels=self.channels or "last")
 
     def _embed(self, rows, view: FeatureView, *, stored: bool = True, **options: Any) -> np.ndarray:
         """Compute embeddings of shape (n, width), float32, or find them in a store."""
@@ -231,6 +240,13 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def __copy__(self):
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)  # by reference, and so without the way through __getstate__
+        return copied
+
+    def __deepcopy__(self, memo):
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        copied.memory = self.memory  # a copy stays on this machine
         return copied
 
     def __getstate__(self) -> dict[str, Any]:

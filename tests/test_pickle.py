@@ -114,6 +114,12 @@ def test_copying_leaves_global_generators_alone(models, name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_deep_copy_keeps_the_folder_and_a_pickle_does_not(digits, tmp_path):
+    model = PretrainedFeatureTransformer(image_shape=(8, 8), image_size=32, memory=tmp_path).fit(digits[0])
+    assert copy.deepcopy(model).memory == tmp_path
+    assert pickle.loads(pickle.dumps(model)).memory is None
+
+
 @pytest.mark.parametrize(
     "model", [FineTuneClassifier(strategy=PartialFineTuning(n_groups=2)), PretrainedFeatureTransformer(), make_pipe()]
 )

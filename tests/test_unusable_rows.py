@@ -10,7 +10,7 @@ from small_models import make_model
 
 from sktl import FineTuneRegressor, PretrainedFeatureTransformer
 from sktl.exceptions import InputError
-from sktl.inputs import open_texts
+from sktl.inputs import RowError, open_texts
 
 
 @pytest.fixture
@@ -124,3 +124,22 @@ def test_what_is_wrong_with_validation_rows_says_that_it_is_they(paths, y):
         assert "X_val, y_val and sample_weight_val" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match="sample_weight_val with them only"):
         make_model("fine_tuning", image_shape=None).fit(paths, y, sample_weight_val=[1.0])
+
+
+class Texts:
+    """A container that cannot give one of its rows."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, row):
+        if row == 1:
+            raise KeyError("lost")
+        return "a text"
+
+
+def test_a_container_of_texts_that_fails_is_told_by_row():
+    rows = open_texts(Texts(), lambda text: None)
+    with pytest.raises(RowError, match=r"Texts cannot give this row: KeyError\('lost'\)"):
+        rows[1]
+    assert rows.label(1) == "row 1"

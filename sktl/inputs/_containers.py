@@ -24,11 +24,13 @@ class ArrayRows:
         The images.
     channels : {"first", "last"} or None
         Layout of a 4-D array; ``None`` detects it.
+    known_stack : bool, default=False
+        Whether a 3-D array is known to hold N grey images, and no single image in colour.
     """
 
-    def __init__(self, array, channels: str | None):
+    def __init__(self, array, channels: str | None, known_stack: bool = False):
         self.array = array
-        self.channels = _check_array(array, channels)
+        self.channels = _check_array(array, channels, known_stack)
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -95,7 +97,7 @@ def holds_images(X) -> bool:
         return False
 
 
-def find_rows(X, channels: str | None):
+def find_rows(X, channels: str | None, known_stack: bool = False):
     """Find the rows of X.
 
     Parameters
@@ -104,6 +106,8 @@ def find_rows(X, channels: str | None):
         Anything.
     channels : {"first", "last"} or None
         Layout of arrays.
+    known_stack : bool, default=False
+        As for :class:`ArrayRows`.
 
     Returns
     -------
@@ -113,7 +117,7 @@ def find_rows(X, channels: str | None):
     refuse_single(X)
     refuse_unordered(X)
     if _is_array(X):
-        return ArrayRows(X, channels)
+        return ArrayRows(X, channels, known_stack)
     column = find_column(X)
     if column is None:
         raise InputError(
@@ -121,6 +125,27 @@ def find_rows(X, channels: str | None):
             f"got {type(X).__name__} instead.{_hint(X)}"
         )
     return column
+
+
+def item_of(source, position: int):
+    """Return a row of a container.
+
+    Parameters
+    ----------
+    source : sequence
+        What :func:`find_rows` or :func:`find_column` returns.
+    position : int
+        Which row.
+
+    Raises
+    ------
+    RowError
+        If the container fails: a foreign one may decode here (Hugging Face datasets do), and fails as it likes.
+    """
+    try:
+        return source[position]
+    except Exception as error:
+        raise RowError(f"{type(source).__name__} cannot give this row: {error!r}") from error
 
 
 def refuse_single(X) -> None:
@@ -321,7 +346,7 @@ def _first_item(column):
     return None
 
 
-def _check_array(array, channels: str | None) -> str | None:
+def _check_array(array, channels: str | None, known_stack: bool) -> str | None:
     shape = tuple(array.shape)
     if len(shape) not in (3, 4):
         raise InputError(
@@ -333,7 +358,7 @@ def _check_array(array, channels: str | None) -> str | None:
     if 0 in shape[1:]:
         raise InputError(f"X of shape {shape} holds images without pixels.")
     if len(shape) == 3:
-        return _check_grey(shape)
+        return None if known_stack else _check_grey(shape)
     try:
         return find_layout(shape[1:], channels)
     except RowError as error:

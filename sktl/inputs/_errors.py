@@ -36,7 +36,7 @@ def raise_bad_rows(bad: Sequence[BadRow], n_rows: int | None = None) -> NoReturn
         Always; its ``rows`` holds all of ``bad``, its message the first 20.
     """
     total = "" if n_rows is None else f" of {n_rows:,}"
-    lines = [f"{len(bad):,}{total} row{'' if len(bad) == 1 else 's'} of X cannot be used:"]
+    lines = [f"{len(bad):,}{total} row{'' if (n_rows or len(bad)) == 1 else 's'} of X cannot be used:"]
     lines += [f"  {row.label}: {row.reason}" for row in map(BadRow._make, bad[:_N_LISTED])]
     if len(bad) > _N_LISTED:
         lines.append(f"  ... and {len(bad) - _N_LISTED:,} more")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sktl.exceptions import InputError, InputWarning
 from sktl.inputs._arrays import array_to_rgb
-from sktl.inputs._containers import ArrayRows, find_rows, is_image, is_missing
+from sktl.inputs._containers import ArrayRows, find_rows, is_image, is_missing, item_of
 from sktl.inputs._decode import MAX_PIXELS, decode, pillow_to_rgb
 from sktl.inputs._errors import RowError
 from sktl.inputs._files import DigestMemo, LocalFile, check_data, read_stream, refuse_url
@@ -238,15 +238,12 @@ class Rows:
         return place if name is None else f"{place} ({_shorten(name)!r})"
 
     def _item(self, index: int):
-        position = int(self._positions[index])
-        try:
-            return self._source[position]
-        except Exception as error:
-            # A foreign container may decode here (Hugging Face datasets do), and fails as its decoder likes.
-            raise RowError(f"{type(self._source).__name__} cannot give this row: {error!r}") from error
+        return item_of(self._source, int(self._positions[index]))
 
 
-def open_rows(X, *, channels: str | None = None, root=None, max_pixels: int = MAX_PIXELS) -> Rows:
+def open_rows(
+    X, *, channels: str | None = None, root=None, max_pixels: int = MAX_PIXELS, known_stack: bool = False
+) -> Rows:
     """Make a sequence of rows of any container of images.
 
     No file is read. A row that cannot be used shows when it is asked for, as :class:`RowError`.
@@ -267,6 +264,9 @@ def open_rows(X, *, channels: str | None = None, root=None, max_pixels: int = MA
     max_pixels : int, default=MAX_PIXELS
         Files with larger images are refused before they are decoded. Pillow's own limit, twice
         ``PIL.Image.MAX_IMAGE_PIXELS``, holds besides.
+    known_stack : bool, default=False
+        Whether X, if it is of shape (N, H, W), is known to hold N grey images. Else a shape that may be that of a
+        single image in colour is refused.
 
     Returns
     -------
@@ -292,7 +292,7 @@ def open_rows(X, *, channels: str | None = None, root=None, max_pixels: int = MA
         raise InputError(f"The 'root' parameter must be an existing folder, got {root!r} instead.")
     if not isinstance(max_pixels, Integral) or max_pixels < 1:
         raise InputError(f"The 'max_pixels' parameter must be an int above 0, got {max_pixels!r} instead.")
-    source = find_rows(X, channels)
+    source = find_rows(X, channels, known_stack)
     if len(source) == 0:
         raise InputError("X holds no rows; at least one is needed.")
     if isinstance(source, ArrayRows):

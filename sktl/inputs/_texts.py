@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sktl.exceptions import InputError, InputWarning
-from sktl.inputs._containers import find_column, is_missing, is_single, refuse_unordered
+from sktl.inputs._containers import find_column, is_missing, is_single, item_of, refuse_unordered
 from sktl.inputs._errors import RowError
 
 _N_LABEL = 60
@@ -85,12 +85,15 @@ class TextRows:
 
     def __getitem__(self, index: int) -> TextRow:
         """Read one row; raises :class:`RowError` if it is no text."""
-        return TextRow(read_text(self._source[self.position(index)]), self._encode, self._truncated.add)
+        return TextRow(read_text(self._item(index)), self._encode, self._truncated.add)
 
     def label(self, index: int) -> str:
         """Name a row as the user knows it: by its position in X, and how it begins."""
-        item = self._source[self.position(index)]
         place = f"row {self.position(index)}"
+        try:
+            item = self._item(index)
+        except RowError:
+            return place
         return f"{place} ({_shorten(item)!r})" if isinstance(item, str) and item.strip() else place
 
     def position(self, index: int) -> int:
@@ -125,9 +128,12 @@ class TextRows:
 
     def _digest_of(self, index: int) -> bytes | None:
         try:
-            return _digest(read_text(self._source[self.position(index)]))
+            return _digest(read_text(self._item(index)))
         except RowError:
             return None
+
+    def _item(self, index: int):
+        return item_of(self._source, self.position(index))
 
 
 def open_texts(X, encode: Callable[[str], Any]) -> TextRows:

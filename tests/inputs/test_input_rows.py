@@ -186,6 +186,8 @@ def test_one_error_names_all_bad_rows():
         "2 of 500 rows of X cannot be used:\n  row 17 ('a/b.jpg'): no such file\n  row 40: missing value"
     )
     assert error.value.rows == [BadRow(*row) for row in bad]
+    with pytest.raises(InputError, match=r"^1 of 3 rows of X cannot"):
+        raise_bad_rows([BadRow(40, "row 40", "missing value")], 3)
     with pytest.raises(InputError, match=r"^1 row of X cannot be used:\n  row 40: missing value$"):
         raise_bad_rows(bad[1:])
 
