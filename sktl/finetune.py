@@ -8,7 +8,8 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import _check_partial_fit_first_call
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, ClassifierHeads, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, ClassifierHeads
+from sktl._undo import as_before_on_failure
 from sktl.inputs import MAX_PIXELS
 
 

@@ -7,8 +7,9 @@ from sklearn.base import RegressorMixin, _fit_context, is_regressor
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
-from sktl._finetuning import TRAINING_CONSTRAINTS, Heads, as_before_on_failure
+from sktl._finetuning import TRAINING_CONSTRAINTS, Heads
 from sktl._spread import mean_and_spread
+from sktl._undo import as_before_on_failure
 from sktl.training import Targets, fit_ridge_head
 
 

@@ -105,7 +105,7 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 f"{self.n_layers})."
             )
         self._n_features_out = X.shape[1] // self.n_layers
-        layers = self._split(X)
+        layers = self._split(X, self.n_layers)
         scales = layers.std(axis=(0, 2))
         self.scales_ = np.where(scales > 0, scales, 1.0)
         self.weights_, self.n_iter_ = self._learn(layers / self.scales_[:, None], y)
@@ -126,11 +126,12 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        layers = self._split(X)
+        layers = self._split(X, len(self.weights_))
         return sum(layers[:, index] * factor for index, factor in enumerate(self.weights_ / self.scales_))
 
-    def _split(self, X: np.ndarray) -> np.ndarray:
-        return X.reshape(len(X), self.n_layers, -1)
+    @staticmethod
+    def _split(X: np.ndarray, n_layers: int) -> np.ndarray:
+        return X.reshape(len(X), n_layers, -1)
 
     def _learn(self, layers: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
         """Fit weights and linear model together; return the weights and the number of steps."""

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl._fit_tasks import FitTasks
+from sktl._undo import as_before_on_failure
 from sktl.backbones import POOLINGS
 from sktl.embedding import EmbeddingStats, resolve_devices
 from sktl.exceptions import InputError
@@ -58,7 +59,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
     max_pixels : int, default=89_478_485
-        Larger images are refused before any pixel is decoded. The default is Pillow's own.
+        Larger images are refused before any pixel is decoded; one whose embedding is kept needs no decoding. The
+        default is Pillow's own.
     batch_size : int or "auto", default="auto"
         Rows per forward pass. It has no influence on the embeddings.
     device : str, torch.device or list of them, default="auto"
@@ -201,11 +203,12 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
             Fitted.
         """
         tasks = FitTasks(self, 0, X, y)
-        X = self._check_input(X, reset=True)
-        self.backbone_ = self._load_backbone()
-        self._n_features_out = self._view.width
-        self._learn_scaling(X)
-        tasks.finish()
+        with as_before_on_failure(self):
+            X = self._check_input(X, reset=True)
+            self.backbone_ = self._load_backbone()
+            self._n_features_out = self._view.width
+            self._learn_scaling(X)
+            tasks.finish()
         return self
 
     def transform(self, X) -> np.ndarray | torch.Tensor:
@@ -226,7 +229,10 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         InputError
             If rows cannot be read and ``on_error="raise"``.
         """
-        embeddings, _ = self._transform_with_stats(X)
+        return self._as_output(self._transform_with_stats(X)[0])
+
+    def _as_output(self, embeddings: np.ndarray) -> np.ndarray | torch.Tensor:
+        """Make a tensor of embeddings where ``output`` asks for it, and ``set_output`` for nothing else."""
         if self.output == "torch" and _get_output_config("transform", self)["dense"] == "default":
             return torch.from_numpy(embeddings).to(resolve_devices(self.device)[0])
         return embeddings
@@ -287,7 +293,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     def _transform_nothing(self, batch):
         """Return what ``transform`` would for a batch of no rows."""
-        nothing = np.empty((0, self._view.width), dtype=np.float32)
+        nothing = self._as_output(np.empty((0, self._view.width), dtype=np.float32))
         return _wrap_data_with_container("transform", nothing, batch, self)
 
     @property

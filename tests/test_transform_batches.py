@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import NotFittedError
 
 from sktl import PretrainedFeatureTransformer
@@ -42,6 +43,12 @@ def test_an_empty_batch_stays_in_its_place(transformer, image_arrays):
     parts = list(transformer.transform_batches([X[:2], [], X[:0], X[2:3]]))
     assert [part.shape for part in parts] == [(2, 256), (0, 256), (0, 256), (1, 256)]
     assert all(part.dtype == np.float32 for part in parts)
+
+
+def test_an_empty_batch_of_tensors_is_a_tensor(image_arrays):
+    X = image_arrays[0]
+    transformer = PretrainedFeatureTransformer(image_size=32, output="torch").fit(X)
+    assert torch.cat(list(transformer.transform_batches([X[:2], X[:0], X[2:3]]))).shape == (3, 256)
 
 
 def test_containers_and_names_are_those_of_transform(image_paths):

@@ -241,3 +241,60 @@ def test_any_number_of_grey_images_after_fit(n, rng):
 def test_a_single_colour_image_is_no_stack_of_grey_ones(rng):
     with pytest.raises(InputError, match="wrap a single image in a list"):
         PretrainedFeatureTransformer(image_size=32).fit(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def test_a_grey_stack_has_no_layout(embed, rng):
+    X = rng.integers(0, 256, (10, 28, 20), dtype=np.uint8)
+    expected = embed.fit(X).transform(X)
+    np.testing.assert_array_equal(embed.set_params(channels="first").fit(X).transform(X[:3]), expected[:3])
+
+
+class Rows:
+    """An array that can be asked for rows only, as data sets in HDF5 files."""
+
+    def __init__(self, array):
+        self._array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __len__(self):
+        return len(self._array)
+
+    def __getitem__(self, index):
+        if not isinstance(index, int | np.integer):
+            raise TypeError("only rows can be asked for")
+        return self._array[index]
+
+
+def test_a_grey_stack_is_asked_for_rows_only(embed, rng):
+    X = rng.integers(0, 256, (10, 28, 20), dtype=np.uint8)
+    expected = embed.fit(X).transform(X)
+    np.testing.assert_array_equal(embed.fit(Rows(X)).transform(Rows(X[:3])), expected[:3])
+
+
+def test_flat_images_of_channels_first(embed, rng):
+    X = rng.integers(0, 256, (4, 8, 6, 3), dtype=np.uint8)
+    expected = embed.fit_transform(X)
+    flat = X.transpose(0, 3, 1, 2).reshape(4, -1)
+    embed.set_params(image_shape=(3, 8, 6), channels="first")
+    np.testing.assert_array_equal(embed.fit_transform(flat), expected)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "channels", "match"),
+    [
+        ((3, 8, 6), None, r"has 6 channels, if they come last"),
+        ((8, 6, 3), "first", r"has 8 channels, if they come first"),
+        ((-8, -6, 3), None, r"must be \(height, width\)"),
+        ((8.0, 6, 3), None, r"must be \(height, width\)"),
+    ],
+)
+def test_shapes_that_no_image_has_are_refused(embed, rng, image_shape, channels, match):
+    with pytest.raises(InputError, match=f"'image_shape' parameter .*{match}"):
+        embed.set_params(image_shape=image_shape, channels=channels).fit(rng.random((4, 144)))
+
+
+def test_a_failed_fit_leaves_the_transformer_as_it_was(embed, rng):
+    X = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    expected = embed.fit_transform(X)
+    with pytest.raises(InputError, match="image_shape"):
+        embed.set_params(image_shape=(5, 5)).fit(rng.random((4, 9)))
+    np.testing.assert_array_equal(embed.set_params(image_shape=None).transform(X), expected)

@@ -17,8 +17,8 @@ from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
-from sktl._finetuning._undo import as_before_on_failure
 from sktl._fit_tasks import FitTasks
+from sktl._undo import as_before_on_failure
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.inputs import ImagePreprocessor

@@ -62,3 +62,10 @@ def test_on_the_layers_of_an_encoder(bert, reviews):
     pipeline = make_pipeline(every_layer, ScalarMix(n_layers=2), LogisticRegression(C=10))
     search = GridSearchCV(pipeline, {"scalarmix__C": [0.1, 1.0]}, cv=2).fit(texts, y)
     assert search.score(texts, y) > 0.9
+
+
+def test_another_number_of_layers_needs_another_fit(rng):
+    X = rng.normal(size=(20, 8))
+    mix = ScalarMix(2).fit(X, X[:, 0] > 0)
+    expected = mix.transform(X)
+    np.testing.assert_array_equal(mix.set_params(n_layers=4).transform(X), expected)
