@@ -286,6 +286,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
         -----
         The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
         too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+
+        A call that fails leaves the estimator as it was, but for the optimizer's state: the next one begins without.
         """
         with as_before_on_failure(self):
             self._partial_fit(X, y, sample_weight)

@@ -1,6 +1,7 @@
 """What training that goes on from an earlier call must have in common with it."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_models import difference, make_model, make_network, make_regressor, t
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
 from sktl.exceptions import StrategyError
-from sktl.strategies import JointTraining
+from sktl.strategies import GradualUnfreezing, JointTraining
 from sktl.training import checkpoint
 
 TINY = {"image_shape": (8, 8), "image_size": 32, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
@@ -115,3 +116,35 @@ def test_a_fit_begins_anew_after_a_model(few, make, model):
     assert difference(warm, make("feature_extraction").fit(X, y)) == 0.0
     with pytest.raises(ValueError, match="'head' parameter must not change where training goes on"):
         warm.set_params(head=model).fit(X, y)
+
+
+# Streams that are broken off ------------------------------------------------------------------------------------------
+
+
+def passes(model, X, y, n, between=lambda model: model):
+    for _ in range(n):
+        model = between(model).partial_fit(X, y)
+    return model
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def test_a_call_that_fails_is_not_counted_and_resets_no_count(few):
+    model = make_model(GradualUnfreezing()).fit(*few).set_params(learning_rate=1e-9)
+    passes(model, *few, 2)
+    model._passes.net.optimizer_.param_groups[0]["lr"] = math.nan
+    with pytest.raises(FloatingPointError):
+        model.partial_fit(*few)
+    before = model.predict_proba(few[0])
+    model.partial_fit(*few)
+    np.testing.assert_allclose(model.predict_proba(few[0]), before, atol=1e-4)
+    assert model.trainable_parameters_ == sum(value.numel() for value in model.net_.module_.parameters())
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_pickle_counts_on(few, warm_start):
+    model = make_model(GradualUnfreezing(), warm_start=warm_start).partial_fit(*few, classes=[0, 1, 2])
+    first = model.trainable_parameters_
+    assert pickled(pickled(model)).partial_fit(*few).trainable_parameters_ > first

@@ -80,8 +80,8 @@ class PassByPass(TrainingRows):
         """Let training begin anew from the network that predicts, where it failed or parameters have changed since."""
         check_same_network(self, self._settings_of_network)
         passes = getattr(self, "_passes", None)
-        if passes is not None and passes.usable:
-            if settings_of_passes(self) == self._settings_of_passes:
+        if passes is not None:
+            if passes.usable and settings_of_passes(self) == self._settings_of_passes:
                 return
             self._passes_state = passes.state()
         self._passes = None
@@ -141,8 +141,7 @@ class PassByPass(TrainingRows):
         state.pop("_settings_of_passes", None)
         if passes is not None:
             state["strategy_"] = _without_what_it_took_down(self.strategy_)
-            if self.warm_start and passes.usable:
-                state["_passes_state"] = passes.state()
+            state["_passes_state"] = passes.state(with_moments=bool(self.warm_start))
         return state
 
     def _end_passes(self) -> None:

@@ -89,15 +89,24 @@ class Passes:
         rate = self.net.optimizer_.param_groups[-1]["lr"]
         return {"phase": "pass", "train_loss": float(epoch["train_loss"]), "dur": float(epoch["dur"]), "lr": rate}
 
-    def state(self) -> dict[str, Any]:
-        """Return the arguments, net aside, with which the passes go on elsewhere; arrays and numbers."""
+    def state(self, with_moments: bool = True) -> dict[str, Any]:
+        """Return the arguments, net aside, with which the passes go on elsewhere; arrays and numbers.
+
+        Parameters
+        ----------
+        with_moments : bool, default=True
+            Whether what the optimizer knows is wanted. After a pass that failed it is left out in any case.
+        """
+        count = {"seed": self.seed, "n_passes": self._n_passes}
+        if not (with_moments and self.usable):
+            return count
         state = self.net.optimizer_.state
         moments = {
             name: {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in known.items()}
             for name, parameter in self.network.named_parameters()
             if (known := state.get(parameter))
         }
-        return {"seed": self.seed, "n_passes": self._n_passes, "moments": moments}
+        return {**count, "moments": moments}
 
     def _begin(self) -> None:
         self.net.initialize()
