@@ -13,8 +13,8 @@ from small_models import difference, make_model, make_network, make_regressor, t
 
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
-from sktl.exceptions import StrategyError
-from sktl.strategies import GradualUnfreezing, JointTraining
+from sktl.exceptions import StrategyError, WeightsNotFoundError
+from sktl.strategies import L2SP, GradualUnfreezing, JointTraining
 from sktl.training import checkpoint
 
 TINY = {"image_shape": (8, 8), "image_size": 32, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
@@ -148,3 +148,40 @@ def test_a_pickle_counts_on(few, warm_start):
     model = make_model(GradualUnfreezing(), warm_start=warm_start).partial_fit(*few, classes=[0, 1, 2])
     first = model.trainable_parameters_
     assert pickled(pickled(model)).partial_fit(*few).trainable_parameters_ > first
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_the_anchor_stays_at_the_pretrained_weights(few, call):
+    model = make_model("fine_tuning", learning_rate=0.03, batch_size=8, max_epochs=5, warm_start=True).fit(*few)
+    pretrained = load_backbone(model.backbone, image_size=16).module.state_dict()
+
+    def distance():
+        state = model.backbone_.module.state_dict()
+        return sum(float((state[name] - value).square().sum()) for name, value in pretrained.items())
+
+    far = distance()
+    model.set_params(strategy=L2SP(alpha=100.0))
+    for _ in range(4):
+        model = getattr(pickled(model), call)(*few)
+    assert distance() < 0.2 * far
+
+
+def test_a_stream_through_pickles_is_one_stream(few):
+    options = {"warm_start": True, "learning_rate": 0.01, "batch_size": 8}
+    for strategy, tolerance in ((L2SP(alpha=10.0), 0.0), ("wise_ft", 0.0), ("from_scratch", 0.0)):
+        plain = make_model(strategy, **options).partial_fit(*few, classes=[0, 1, 2])
+        stored = pickled(plain)
+        assert difference(passes(plain, *few, 4), passes(stored, *few, 4, between=pickled)) <= tolerance
+
+
+def test_another_anchor_than_before_is_refused(few):
+    model = FineTuneClassifier(strategy="l2_sp", warm_start=True, **TINY).partial_fit(*few, classes=[0, 1, 2])
+    model = pickled(model).set_params(weights=None)
+    with pytest.raises(StrategyError, match=r"L2SP\(\) refers to the pretrained weights, .* others than before"):
+        model.partial_fit(*few)
+    model.set_params(weights="nowhere.safetensors")
+    with pytest.raises(WeightsNotFoundError, match=r"nowhere.safetensors") as refusal:
+        model.fit(*few)
+    assert "L2SP() refers to the pretrained weights" in refusal.value.__notes__[0]
+    model.set_params(strategy="wise_ft").fit(*few)  # which refers to none
+    assert model.set_params(weights="pretrained", strategy="l2_sp").partial_fit(*few).score(*few) > 0.5

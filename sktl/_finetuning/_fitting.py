@@ -34,7 +34,6 @@ from sktl.training import (
     find_learning_rate,
     make_net,
     merge_duplicates,
-    start_of_training,
     train,
     trained_backbone,
 )
@@ -152,8 +151,8 @@ class FineTuner(PassByPass):
         if self.strategy_.trains_backbone:
             n_classes = self._n_outputs() if targets.are_classes else 1
             rows_per_class = None if goes_on else len(targets) / n_classes
-            start = start_of_training(self.strategy_, backbone, embeddings, draw_original, rows_per_class)
-            self.strategy_.on_train_begin(network, start)
+            facts = {"embeddings": embeddings, "draw_original": draw_original, "rows_per_class": rows_per_class}
+            self._begin_training(network, backbone, goes_on=goes_on, **facts)
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:

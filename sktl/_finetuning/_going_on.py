@@ -4,14 +4,18 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
 from sktl._base import ImageEstimator
-from sktl.backbones import fingerprint
+from sktl.backbones import Backbone, digest_of, fingerprint
+from sktl.exceptions import BackboneError, StrategyError
 from sktl.training import describe, describe_parameters
 
 _OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}
+
+_PRETRAINED = "the pretrained weights"
 
 # What training in passes does not depend on, or not any more.
 _NOT_OF_PASSES = {
@@ -60,3 +64,38 @@ def check_same_network(estimator: BaseEstimator, before: Mapping[str, str]) -> N
                 f"partial_fit), but the network was made with another value than {getattr(estimator, name)!r}. Set it "
                 "back, or fit a new estimator, such as a clone."
             )
+
+
+def find_pretrained(
+    estimator: ImageEstimator, loaded: Backbone | None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the parameters that the backbone brought, by name, and what is to be remembered of the network.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With ``_settings_of_network`` of the call that made the network.
+    loaded : Backbone or None
+        What was loaded in this call; None where training goes on, so that it has to be loaded again.
+
+    Raises
+    ------
+    StrategyError
+        If they are others than the ones that an earlier call referred to.
+    BackboneError
+        If they are not to be found any more.
+    """
+    reason = f"{estimator.strategy_} refers to the pretrained weights"
+    try:
+        backbone = estimator._load_backbone() if loaded is None else loaded
+    except BackboneError as error:
+        error.add_note(f"{reason}, which training that goes on needs within reach.")
+        raise
+    weights = dict(backbone.module.named_parameters())
+    digest = digest_of(weights)
+    if estimator._settings_of_network.get(_PRETRAINED, digest) != digest:
+        raise StrategyError(
+            f"{reason}, and those that backbone= and weights= name are others than before. Set them back, or fit a new "
+            "estimator, such as a clone."
+        )
+    return weights, {**estimator._settings_of_network, _PRETRAINED: digest}

@@ -11,13 +11,20 @@ import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from sktl._finetuning._going_on import check_same_network, settings_of_network, settings_of_passes
+from sktl._finetuning._going_on import (
+    check_same_network,
+    find_pretrained,
+    settings_of_network,
+    settings_of_passes,
+)
 from sktl._finetuning._rows import TrainingRows
+from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
 from sktl.strategies import resolve_strategy
 from sktl.training import (
     EmbeddingRows,
+    Network,
     Passes,
     Targets,
     TrainingData,
@@ -114,11 +121,18 @@ class PassByPass(TrainingRows):
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         network = self._build_network(self.backbone_, seed, goes_on=not first)
         if self.strategy_.trains_backbone:
-            self.strategy_.on_train_begin(network, start_of_training(self.strategy_, self.backbone_, None))
+            self._begin_training(network, self.backbone_, goes_on=not first)
         else:
             network = head_alone(network)
         net = self._make_net(network, resolve_device(self.device))
         return Passes(net, **(self.__dict__.pop("_passes_state", None) or {"seed": seed}))
+
+    def _begin_training(self, network: Network, backbone: Backbone, *, goes_on: bool, **facts: Any) -> None:
+        """Let the strategy take down what it refers to; see :func:`~sktl.training.start_of_training`."""
+        if self.strategy_.needs_pretrained_weights:
+            pretrained, self._settings_of_network = find_pretrained(self, None if goes_on else backbone)
+            facts["pretrained"] = pretrained
+        self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, **facts))
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
         if self.strategy_.trains_backbone:

@@ -21,6 +21,10 @@ class L2SP(SlowBackbone):
     ``alpha / 2 * ||w - w0||**2`` over the backbone's parameters and ``beta / 2 * ||w||**2`` over the new head's to the
     loss. The estimator's ``weight_decay`` is not used.
 
+    The pretrained weights are those of the estimator's ``backbone``, where training goes on from an earlier call too
+    (``warm_start``, ``partial_fit``). No pickle or file holds them beside the trained ones: whoever goes on from one
+    must have them within reach, as the first call had.
+
     Parameters
     ----------
     alpha : float, default=0.1
@@ -49,7 +53,7 @@ class L2SP(SlowBackbone):
     """
 
     fits_head_first = True
-    needs_initial_weights = True
+    needs_pretrained_weights = True
     splits_penalty = True
 
     _parameter_constraints: ClassVar[dict] = {
@@ -69,19 +73,20 @@ class L2SP(SlowBackbone):
         return [{**group, "weight_decay": 0.0} for group in super().param_groups(network, lr)]
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
-        self._initial = start.initial_weights
+        self._pretrained = start.pretrained_weights
 
     def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor:
         device = output.device
-        self._initial = {name: value.to(device) for name, value in self._initial.items()}  # moves in the first step
+        self._pretrained = {name: value.to(device) for name, value in self._pretrained.items()}  # in the first step
         distance = sum(
-            (parameter - self._initial[name]).square().sum() for name, parameter in network.backbone.named_parameters()
+            (parameter - self._pretrained[name]).square().sum()
+            for name, parameter in network.backbone.named_parameters()
         )
         size = sum(parameter.square().sum() for parameter in network.head.parameters())
         return self.alpha / 2 * distance + self.beta / 2 * size
 
     def finish(self, network: TrainableNetwork) -> None:
-        del self._initial
+        del self._pretrained
 
 
 class WiseFT(SlowBackbone):

@@ -70,7 +70,7 @@ class Start:
     embeddings : ndarray of shape (n, width) or None
         Those of the training rows by the backbone as it was given; None unless ``fits_head_first``.
     initial_weights : dict of str to tensor, or None
-        The backbone's parameters as they were given, on the CPU, shared and read-only; None unless
+        The backbone's parameters as this training finds them, on the CPU, shared and read-only; None unless
         ``needs_initial_weights``.
     draw_original : callable or None
         Takes a number of rows and draws so many of the old task at random, where the strategy brings them; returns
@@ -78,12 +78,16 @@ class Start:
     rows_per_class : float or None
         Number of different training rows, over that of the classes where a row has one class; None where training goes
         on from an earlier one, or rows come in parts.
+    pretrained_weights : dict of str to tensor, or None
+        The backbone's parameters as the estimator's ``backbone`` and ``weights`` give them, which training that goes on
+        does not begin from; None unless ``needs_pretrained_weights``.
     """
 
     embeddings: np.ndarray | None = None
     initial_weights: dict[str, torch.Tensor] | None = None
     draw_original: Callable[[int], tuple[torch.Tensor, torch.Tensor]] | None = None
     rows_per_class: float | None = None
+    pretrained_weights: dict[str, torch.Tensor] | None = None
 
 
 class Strategy(BaseEstimator):
@@ -110,7 +114,10 @@ class Strategy(BaseEstimator):
     goes_back : bool
         True if :meth:`finish` takes back part of what was learnt, so that there is no going on from call to call.
     needs_initial_weights : bool
-        True if :attr:`Start.initial_weights` shall hold the backbone's weights as they were given.
+        True if :attr:`Start.initial_weights` shall hold the backbone's weights as training finds them.
+    needs_pretrained_weights : bool
+        True if :attr:`Start.pretrained_weights` shall hold those that the backbone brought. Training that goes on looks
+        for them again then.
     updates_batch_norm : bool
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
     splits_penalty : bool
@@ -144,6 +151,7 @@ class Strategy(BaseEstimator):
     needs_original_head: ClassVar[bool] = False
     brings_original_data: ClassVar[bool] = False
     needs_initial_weights: ClassVar[bool] = False
+    needs_pretrained_weights: ClassVar[bool] = False
     goes_back: bool = False
     updates_batch_norm: ClassVar[bool] = False
     splits_penalty: ClassVar[bool] = False

@@ -181,9 +181,10 @@ def _original_head(backbone: Backbone, strategy) -> OriginalHead:
 def start_of_training(
     strategy,
     backbone: Backbone,
-    embeddings: np.ndarray | None,
+    embeddings: np.ndarray | None = None,
     draw_original: Callable | None = None,
     rows_per_class: float | None = None,
+    pretrained: dict[str, torch.Tensor] | None = None,
 ) -> Start:
     """Gather what a strategy may take down before training.
 
@@ -193,15 +194,17 @@ def start_of_training(
         Says what it needs.
     backbone : Backbone
         What training starts from.
-    embeddings : ndarray of shape (n, width) or None
+    embeddings : ndarray of shape (n, width), default=None
         Those of the training rows, where the head was fitted on them.
     draw_original : callable, default=None
         Draws rows of the old task.
     rows_per_class : float, default=None
         See :class:`~sktl.strategies.Start`.
+    pretrained : dict of str to tensor, default=None
+        The parameters that the backbone brought.
     """
     initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
-    return Start(embeddings, initial, draw_original, rows_per_class)
+    return Start(embeddings, initial, draw_original, rows_per_class, pretrained)
 
 
 def assemble(

@@ -299,7 +299,7 @@ def test_l2sp_penalty_is_the_papers_formula(backbone, seeded):
     strategy = L2SP(alpha=0.4, beta=0.3)
     network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     initial = dict(backbone.module.named_parameters())
-    strategy.on_train_begin(network, Start(initial_weights=initial))
+    strategy.on_train_begin(network, Start(pretrained_weights=initial))
     perturb(network)
     batch = Batch(None, None, None, None)
     penalty = strategy.penalty(network, batch, torch.zeros(1))
