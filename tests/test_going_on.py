@@ -14,7 +14,7 @@ from small_models import difference, make_model, make_network, make_regressor, t
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
 from sktl.exceptions import StrategyError, WeightsNotFoundError
-from sktl.strategies import L2SP, GradualUnfreezing, JointTraining
+from sktl.strategies import L2SP, GradualUnfreezing, JointTraining, LoRA, Strategy
 from sktl.training import checkpoint
 
 TINY = {"image_shape": (8, 8), "image_size": 32, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
@@ -185,3 +185,41 @@ def test_another_anchor_than_before_is_refused(few):
     assert "L2SP() refers to the pretrained weights" in refusal.value.__notes__[0]
     model.set_params(strategy="wise_ft").fit(*few)  # which refers to none
     assert model.set_params(weights="pretrained", strategy="l2_sp").partial_fit(*few).score(*few) > 0.5
+
+
+def adam_steps(model):
+    """How many steps the optimizer knows of for each parameter that LoRA has added."""
+    state, named = model._passes.net.optimizer_.state, model._passes.network.named_parameters()
+    return {int(state[parameter]["step"]) for name, parameter in named if ".lora_" in name}
+
+
+def test_lora_takes_its_additions_up_again(few):
+    options = {"warm_start": True, "learning_rate": 0.01, "batch_size": 45}
+    plain = make_model(LoRA(rank=2), **options).partial_fit(*few, classes=[0, 1, 2])
+    stored = passes(pickled(plain), *few, 4, between=pickled)
+    assert difference(passes(plain, *few, 4), stored) < 1e-4
+    assert adam_steps(plain) == adam_steps(stored) == {5}
+    plain.set_params(weight_decay=0.02).partial_fit(*few)
+    stored.set_params(weight_decay=0.02).partial_fit(*few)
+    assert difference(plain, stored) < 1e-4
+    assert adam_steps(plain) == {6}
+
+
+@pytest.mark.parametrize("break_off", ["rank", "failure", "no warm_start", "nothing kept"])
+def test_new_additions_have_no_past(few, break_off, monkeypatch):
+    model = make_model(LoRA(rank=2), warm_start=True, learning_rate=0.01, batch_size=45)
+    model = passes(model.partial_fit(*few, classes=[0, 1, 2]), *few, 3)
+    before = model.predict_proba(few[0])
+    if break_off == "rank":
+        model.set_params(strategy__rank=3)
+    elif break_off == "failure":
+        model._passes.net.optimizer_.param_groups[0]["lr"] = math.nan
+        with pytest.raises(FloatingPointError):
+            model.partial_fit(*few)
+    elif break_off == "no warm_start":
+        model = pickled(model.set_params(warm_start=False))
+    else:
+        monkeypatch.setattr(LoRA, "keep", Strategy.keep)
+    model.set_params(learning_rate=1e-9).partial_fit(*few)
+    np.testing.assert_allclose(model.predict_proba(few[0]), before, atol=1e-4)
+    assert adam_steps(model) == {1}

@@ -90,7 +90,7 @@ class PassByPass(TrainingRows):
         if passes is not None:
             if passes.usable and settings_of_passes(self) == self._settings_of_passes:
                 return
-            self._passes_state = passes.state()
+            self._passes_state = self._state_of_passes(passes)
         self._passes = None
         self.strategy_ = resolve_strategy(self.strategy)
 
@@ -120,12 +120,15 @@ class PassByPass(TrainingRows):
             )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         network = self._build_network(self.backbone_, seed, goes_on=not first)
+        state = dict(self.__dict__.pop("_passes_state", None) or {"seed": seed})
+        kept = {name: torch.tensor(value) for name, value in state.pop("kept", {}).items()}
         if self.strategy_.trains_backbone:
+            self.strategy_.take_up(network, kept)
             self._begin_training(network, self.backbone_, goes_on=not first)
         else:
             network = head_alone(network)
         net = self._make_net(network, resolve_device(self.device))
-        return Passes(net, **(self.__dict__.pop("_passes_state", None) or {"seed": seed}))
+        return Passes(net, **state)
 
     def _begin_training(self, network: Network, backbone: Backbone, *, goes_on: bool, **facts: Any) -> None:
         """Let the strategy take down what it refers to; see :func:`~sktl.training.start_of_training`."""
@@ -143,11 +146,20 @@ class PassByPass(TrainingRows):
 
     def _take_over(self) -> None:
         """Predict from now on with a copy of the network in training, as it would be if training ended here."""
-        network = self._passes.network
+        network, self._passes.usable = self._passes.network, False  # it is ahead of the one that predicts
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if not self.strategy_.trains_backbone:
             network = restore_network(self.backbone_, self.strategy_, copy.deepcopy(network.head).cpu())
         vars(self).update(self._as_if_done(network, self.backbone_))
+        self._passes.usable = True
+
+    def _state_of_passes(self, passes: Passes) -> dict[str, Any]:
+        """Return how passes go on from the network that predicts; after one that failed only their number counts."""
+        if not passes.usable:
+            return passes.state()
+        kept = self.strategy_.keep(passes.network) if self.strategy_.trains_backbone else {}
+        lasting = {*kept, *(name for name, _ in self.net_.module_.named_parameters())}
+        return {**passes.state(lasting), "kept": {name: value.numpy() for name, value in kept.items()}}
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -155,7 +167,7 @@ class PassByPass(TrainingRows):
         state.pop("_settings_of_passes", None)
         if passes is not None:
             state["strategy_"] = _without_what_it_took_down(self.strategy_)
-            state["_passes_state"] = passes.state(with_moments=bool(self.warm_start))
+            state["_passes_state"] = self._state_of_passes(passes) if self.warm_start else passes.state()
         return state
 
     def _end_passes(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import ClassVar
 
+import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
@@ -26,6 +27,10 @@ class LoRA(SlowBackbone):
     Each layer of weight ``W`` computes with ``W + alpha / rank * B @ A``, where ``A`` and ``B`` are small and ``B``
     starts at zero. After training the products are added to the weights, so that the network that predicts is as large
     and as fast as before. Needs the package peft (``pip install 'sktl[peft]'``).
+
+    ``partial_fit`` trains the same additions call by call. They go through a pickle with ``warm_start=True``, and
+    through changes of parameters that leave their shapes; else, and after a call that failed, training goes on with new
+    ones, added to the weights as they are, and with nothing that the optimizer knew of the old ones.
 
     Parameters
     ----------
@@ -122,11 +127,26 @@ class LoRA(SlowBackbone):
             )
         return names
 
+    def keep(self, network: TrainableNetwork) -> dict[str, torch.Tensor]:
+        return {
+            name: value.detach().clone()
+            for part, layer in _adapted(network.backbone)
+            for name, value in _addition(part, layer).items()
+        }
+
+    def take_up(self, network: TrainableNetwork, kept: dict[str, torch.Tensor]) -> None:
+        for part, layer in _adapted(network.backbone):
+            own = _addition(part, layer)
+            if any(name not in kept or kept[name].shape != value.shape for name, value in own.items()):
+                continue
+            for name, value in own.items():
+                value.data.copy_(kept[name])
+            base, (left, right) = layer.get_base_layer(), _factors(layer)
+            base.weight.data = add_low_rank(base.weight.data, -left, right)  # finish() has added them
+
     def finish(self, network: TrainableNetwork) -> None:
         for name, layer in list(_adapted(network.backbone)):
-            base = layer.get_base_layer()
-            left = layer.lora_B[_ADAPTER].weight.detach().flatten(1) * layer.scaling[_ADAPTER]
-            right = layer.lora_A[_ADAPTER].weight.detach().flatten(1)
+            base, (left, right) = layer.get_base_layer(), _factors(layer)
             base.weight.data = add_low_rank(base.weight.data, left, right)
             network.low_rank[f"{name}.weight"] = (left, right)
             network.backbone.set_submodule(name, base)
@@ -143,6 +163,18 @@ def _adapted(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, part in backbone.named_modules():
         if isinstance(part, BaseTunerLayer):
             yield name, part
+
+
+def _addition(name: str, layer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the two matrices of a layer's addition, by their names in the network."""
+    sides = {"lora_A": layer.lora_A, "lora_B": layer.lora_B}
+    return {f"backbone.{name}.{side}.{_ADAPTER}.weight": parts[_ADAPTER].weight for side, parts in sides.items()}
+
+
+def _factors(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the matrices whose product a layer's addition is."""
+    left = layer.lora_B[_ADAPTER].weight.detach().flatten(1) * layer.scaling[_ADAPTER]
+    return left, layer.lora_A[_ADAPTER].weight.detach().flatten(1)
 
 
 class BitFit(SlowBackbone):

@@ -244,6 +244,35 @@ class Strategy(BaseEstimator):
         """
         return 0.0
 
+    def keep(self, network: TrainableNetwork) -> dict[str, torch.Tensor]:
+        """Return what :meth:`finish` does away with, for ``partial_fit`` to go on later from the finished network.
+
+        Asked for where the network in training is given up, while one that is finished goes on predicting: in pickles
+        of an estimator with ``warm_start``, and when its parameters change.
+
+        Parameters
+        ----------
+        network : Network
+            The network in training, on the CPU; left as it is.
+
+        Returns
+        -------
+        kept : dict of str to tensor
+            Parameters of the network, by name; the optimizer remembers these too. Pickles hold it, so it is small.
+        """
+        return {}
+
+    def take_up(self, network: TrainableNetwork, kept: dict[str, torch.Tensor]) -> None:
+        """Put back what :meth:`keep` returned.
+
+        Parameters
+        ----------
+        network : Network
+            The finished network, prepared anew.
+        kept : dict of str to tensor
+            Perhaps of a strategy with other parameters: what does not fit is to be left aside.
+        """
+
     def finish(self, network: TrainableNetwork) -> None:
         """Change the trained network before it is used, and let go of what was taken down.
 

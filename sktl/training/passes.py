@@ -1,5 +1,6 @@
 """Training on rows that come in parts: one pass over each, by one optimizer."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -89,24 +90,23 @@ class Passes:
         rate = self.net.optimizer_.param_groups[-1]["lr"]
         return {"phase": "pass", "train_loss": float(epoch["train_loss"]), "dur": float(epoch["dur"]), "lr": rate}
 
-    def state(self, with_moments: bool = True) -> dict[str, Any]:
+    def state(self, lasting: Collection[str] = ()) -> dict[str, Any]:
         """Return the arguments, net aside, with which the passes go on elsewhere; arrays and numbers.
 
         Parameters
         ----------
-        with_moments : bool, default=True
-            Whether what the optimizer knows is wanted. After a pass that failed it is left out in any case.
+        lasting : collection of str, default=()
+            Names of the parameters that will be there as they are: of others, what the optimizer knows says nothing.
         """
-        count = {"seed": self.seed, "n_passes": self._n_passes}
-        if not (with_moments and self.usable):
-            return count
+        if not lasting:
+            return {"seed": self.seed, "n_passes": self._n_passes}
         state = self.net.optimizer_.state
         moments = {
             name: {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in known.items()}
             for name, parameter in self.network.named_parameters()
-            if (known := state.get(parameter))
+            if name in lasting and (known := state.get(parameter))
         }
-        return {**count, "moments": moments}
+        return {"seed": self.seed, "n_passes": self._n_passes, "moments": moments}
 
     def _begin(self) -> None:
         self.net.initialize()
