@@ -76,9 +76,8 @@ def test_partial_trains_a_named_stage_and_what_follows(backbone):
 
 
 def test_partial_may_start_inside_a_stage(backbone):
-    network = build_network(
-        backbone, zero_linear(backbone.width, 3), PartialFineTuning(from_stage="layer4.0.conv2"), seed=0
-    )
+    strategy = PartialFineTuning(from_stage="layer4.0.conv2")
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     trained = [name for name, value in network.backbone.named_parameters() if value.requires_grad]
     assert trained[0] == "layer4.0.conv2.weight"
     assert not any("conv1" in name for name in trained)
@@ -195,11 +194,8 @@ def test_lora_merged_computes_the_same_with_a_plain_network_of_low_rank_change(d
     assert type(network.backbone.conv) is nn.Conv2d
     change = after["fc.weight"] - before["fc.weight"]
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        "conv.weight",
-        "fc.weight",
-        "block.fc.weight",
-    }
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"conv.weight", "fc.weight", "block.fc.weight"}
 
 
 @pytest.mark.parametrize(
