@@ -42,8 +42,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
-        Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened.
-        Without it such a row is read as a strip of grey.
+        Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened; with
+        ``channels="first"`` (channels, height, width). Without it such a row is read as a strip of grey.
     channels : {"first", "last"}, default=None
         Layout of arrays, where their shape does not tell.
     root : path-like, default=None
