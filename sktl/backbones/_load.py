@@ -10,6 +10,7 @@ from numbers import Integral
 from threading import RLock
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
@@ -18,6 +19,7 @@ from sktl.backbones._original import cut_off_head
 from sktl.backbones._text_load import PREFIX, load_text_backbone, source_identity
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
+from sktl.inputs import ImagePreprocessor
 
 
 class _SharedBackbones:
@@ -176,7 +178,8 @@ def _overrides(
     data_config: Mapping[str, Any] | None, image_size: int | tuple[int, int] | None, kind: str
 ) -> dict[str, Any]:
     """Return what is to be changed of a data config, for a backbone that takes images or texts."""
-    overrides = dict(data_config or {})
+    given = (data_config or {}).items()
+    overrides = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
     known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -185,11 +188,16 @@ def _overrides(
         if kind == "texts":
             raise BackboneError("The 'image_size' parameter must be None for a backbone that takes texts.")
         overrides["input_size"] = (3, *_pair(image_size))
+    if kind == "images":
+        ImagePreprocessor({"input_size": (3, 224, 224), **overrides})  # refuses what no image can be brought to
     return overrides
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (int(image_size),) * 2 if isinstance(image_size, Integral) else tuple(image_size)
+    pair = (image_size,) * 2 if isinstance(image_size, Integral) else tuple(image_size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
+        raise BackboneError(f"The 'image_size' parameter must be (height, width) or an int, got {image_size!r}.")
+    return int(pair[0]), int(pair[1])
 
 
 def _weights_identity(weights: str | os.PathLike | None) -> object:

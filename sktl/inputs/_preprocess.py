@@ -1,7 +1,8 @@
 """What timm's evaluation transform does to a picture, done to the part that is kept."""
 
 import math
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -141,19 +142,26 @@ def _is_vertical_first(source: tuple[int, ...], resized: tuple[int, int]) -> boo
 
 
 def _complete(data_config: dict) -> dict:
+    given = {name: value for name, value in data_config.items() if value is not None}
     config = {
         "version": _VERSION,
-        "input_size": [int(side) for side in data_config["input_size"]],
-        "interpolation": data_config.get("interpolation") or "bicubic",
-        "crop_pct": float(data_config.get("crop_pct") or 0.875),
-        "crop_mode": data_config.get("crop_mode") or "center",
-        "mean": [float(value) for value in data_config.get("mean") or (0.485, 0.456, 0.406)],
-        "std": [float(value) for value in data_config.get("std") or (0.229, 0.224, 0.225)],
+        "input_size": _numbers("input_size", given["input_size"], int),
+        "interpolation": given.get("interpolation") or "bicubic",
+        "crop_pct": float(given.get("crop_pct", 0.875)),
+        "crop_mode": given.get("crop_mode") or "center",
+        "mean": _numbers("mean", given.get("mean", (0.485, 0.456, 0.406)), float),
+        "std": _numbers("std", given.get("std", (0.229, 0.224, 0.225)), float),
     }
     if config["interpolation"] == "random":  # timm's training draws between filters; its evaluation takes this one
         config["interpolation"] = "bilinear"
     _check(config)
     return config
+
+
+def _numbers(name: str, values: Any, kind: type) -> list:
+    if not np.iterable(values) or isinstance(values, str) or not all(isinstance(value, Real) for value in values):
+        raise BackboneError(f"{name!r} of a data config must hold three numbers, got {values!r} instead.")
+    return [kind(value) for value in values]
 
 
 def _check(config: dict) -> None:
@@ -167,3 +175,5 @@ def _check(config: dict) -> None:
         raise BackboneError(f"'crop_pct' of a data config must be above 0, got {config['crop_pct']} instead.")
     if len(config["mean"]) != 3 or len(config["std"]) != 3:
         raise BackboneError("'mean' and 'std' of a data config must hold three values each.")
+    if min(config["std"]) <= 0:
+        raise BackboneError(f"'std' of a data config must hold values above 0, got {config['std']} instead.")

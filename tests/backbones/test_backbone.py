@@ -126,6 +126,19 @@ def test_image_size_holds_for_fixed_and_free_networks(name, size):
     assert load_backbone(name, weights=None).data_config["input_size"] == [3, 160, 160]
 
 
+@pytest.mark.parametrize("size", [(32,), (32.0, 32.0), (3, 32, 32), (0, 32)])
+def test_image_sizes_that_no_image_has_are_refused(size):
+    with pytest.raises(BackboneError, match=r"'image_size' parameter must be \(height, width\) or an int, got \("):
+        load_backbone("sktl/tiny", image_size=size)
+
+
+def test_data_config_is_checked_at_once_and_may_hold_arrays():
+    with pytest.raises(BackboneError, match="'crop_pct' of a data config must be above 0"):
+        load_backbone("sktl/tiny", data_config={"crop_pct": 0})
+    backbone = load_backbone("sktl/tiny", data_config={"mean": np.array([0.5, 0.4, 0.25])})
+    assert backbone.data_config["mean"] == [0.5, 0.4, 0.25]
+
+
 def test_image_size_too_small_for_the_network_is_explained():
     with pytest.raises(BackboneError, match=r"test_vit.*image_size="):
         load_backbone("test_vit", weights=None, image_size=4)

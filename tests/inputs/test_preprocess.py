@@ -142,7 +142,11 @@ def test_pickle(rng):
         ({"interpolation": "cubic"}, "'interpolation' of a data config must be one of"),
         ({"input_size": (1, 28, 28)}, r"must be \(3, height, width\), got \(1, 28, 28\)"),
         ({"input_size": (3, 0, 28)}, r"must be \(3, height, width\)"),
+        ({"input_size": 28}, "'input_size' of a data config must hold three numbers, got 28"),
         ({"crop_pct": -1}, "'crop_pct' of a data config must be above 0"),
+        ({"crop_pct": 0}, "'crop_pct' of a data config must be above 0"),
+        ({"std": (0.2, 0.2, 0)}, "'std' of a data config must hold values above 0"),
+        ({"mean": "0.5"}, "'mean' of a data config must hold three numbers"),
         ({"mean": (0.5,)}, "three values each"),
     ],
 )
