@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ from sktl.persistence._trust import Trusted, check_trust, matches, trusted_patte
 # Whose versions are written down, and those of which another one is worth a warning.
 _PACKAGES = ("sktl", "scikit-learn", "torch", "timm", "skorch", "numpy", "skops", "safetensors")
 _TELLING = ("sktl", "scikit-learn", "torch", "timm")
+_LOOKED_UP = ("FunctionNode", "TypeNode", "ObjectNode")  # as skops calls them
 _MAX_UNPACKED = 2**28
 _MAX_UNPACKED_RATIO = 100
 
@@ -55,7 +57,7 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     Raises
     ------
     UnsupportedObjectError
-        If the estimator holds something that has no form without pickle.
+        If the estimator holds something that has no form without pickle, such as a function without a name.
     NotFittedError
         If it is not fitted.
 
@@ -94,7 +96,9 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
                 f"This {type(estimator).__name__} holds something that has no form without pickle: {error} "
                 "Leave it out, or use pickle or joblib for people who trust you."
             ) from error
-    tree["schema.json"] = json.dumps(json.loads(tree["schema.json"]), separators=(",", ":")).encode()  # half the size
+    schema = json.loads(tree["schema.json"])
+    _refuse_hidden(schema)
+    tree["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()  # half the size
     members = {f"estimator/{name}": data for name, data in tree.items()}
     members |= {f"weights/{key}.safetensors": data for key, data in shelf.blobs.items()}
     manifest = {
@@ -175,6 +179,23 @@ def _skops() -> ModuleType:
     from skops import io
 
     return io
+
+
+def _refuse_hidden(node: Any, place: str = "") -> None:
+    """Refuse functions and classes that a reader could not look up in their module by their names."""
+    if isinstance(node, list):
+        for each in node:
+            _refuse_hidden(each, place)
+    if not isinstance(node, dict):
+        return
+    if node.get("__loader__") in _LOOKED_UP and not hasattr(sys.modules.get(node["__module__"]), node["__class__"]):
+        raise UnsupportedObjectError(
+            f"{place!r} holds {node['__class__']!r}, which is defined inside a function or class of the module "
+            f"{node['__module__']!r}, or has no name: nobody who reads the file could find it. Define it on the top "
+            "level of a module."
+        )
+    for name, each in node.items():
+        _refuse_hidden(each, place if name in ("content", "func") or name.startswith("__") else name)
 
 
 def versions_here() -> dict[str, str]:

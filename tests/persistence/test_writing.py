@@ -2,10 +2,13 @@
 
 import os
 import stat
+from functools import partial
 
 import pytest
+from saved_models import digits
 
 import sktl
+from sktl.exceptions import UnsupportedObjectError
 from sktl.persistence import _container
 
 
@@ -91,3 +94,28 @@ def test_file_is_replaced_with_its_permissions_and_through_links(model, old, tmp
     assert stat.S_IMODE(old.stat().st_mode) == 0o640
     assert sktl.inspect(old).networks[0]["backbone"] == "test_efficientnet"
     assert sorted(os.listdir(tmp_path)) == ["link.sktl", "model.sktl"]
+
+
+def make_augmentation():
+    def leave(pixels, rng):
+        return pixels
+
+    return leave
+
+
+@pytest.mark.parametrize("hidden", [lambda pixels, rng: pixels, make_augmentation(), partial(make_augmentation())])
+def test_functions_that_nobody_could_look_up_are_refused(old, hidden):
+    model = sktl.FineTuneClassifier(strategy="feature_extraction", augment=hidden, image_shape=(8, 8), image_size=32)
+    with pytest.raises(UnsupportedObjectError, match=r"'augment' holds '.*', which is defined inside a function"):
+        sktl.save(model.fit(*digits()), old)
+    assert_untouched(old)
+
+
+def keep(pixels, rng):
+    return pixels
+
+
+def test_functions_of_a_module_are_found_again(tmp_path):
+    model = sktl.FineTuneClassifier(strategy="feature_extraction", augment=keep, image_shape=(8, 8), image_size=32)
+    sktl.save(model.fit(*digits()), tmp_path / "model.sktl")
+    assert sktl.load(tmp_path / "model.sktl", trusted=[keep]).augment is keep
