@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.base import clone
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted
 from torch import nn
 
 from sktl._finetuning._labels import refuse_missing
-from sktl._finetuning._notes import OF_OLD_TASK, noted
 from sktl._finetuning._parameters import TrainingParameters
+from sktl._finetuning._telling import OF_OLD_TASK, told_of
 from sktl.backbones import Backbone, OriginalHead, ReferredHead, class_names, refer_head
 from sktl.exceptions import BackboneError, StrategyError
 from sktl.inputs import refuse_unordered
@@ -45,7 +46,7 @@ class OriginalTask(TrainingParameters):
             self._check_unmixed()
             return backbone, None
         rows, labels = self._original_rows(backbone)
-        with noted(OF_OLD_TASK):
+        with told_of(*OF_OLD_TASK):
             if backbone.original_head is None:
                 backbone = self._fit_original_head(rows, labels.values, backbone)
             columns = column_numbers(labels.values, backbone.original_head.classes, "The y of JointTraining")
@@ -56,7 +57,7 @@ class OriginalTask(TrainingParameters):
         X, y = self.strategy_.X, self.strategy_.y
         refuse_unordered(y, "JointTraining's y")
         refuse_missing(y, "JointTraining's y", "Leave out the rows for which it is not known.")
-        with noted(OF_OLD_TASK):
+        with told_of(*OF_OLD_TASK):
             X = self._check_input(X, reset=False)
             y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
             check_consistent_length(X, y)
@@ -171,6 +172,8 @@ class OriginalTask(TrainingParameters):
         state = dict(super().__getstate__())
         if state.get("_original") is not None:
             state["_original"] = self._packed_original(state["_original"])
+        if getattr(state.get("strategy_"), "brings_original_data", False):  # it stays a parameter, until it is replaced
+            state["strategy_"] = clone(state["strategy_"]).set_params(X=None, y=None)
         return state
 
     def _packed_original(self, head: OriginalHead | ReferredHead) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._network import FittedNetwork
-from sktl._finetuning._notes import OF_VALIDATION, noted
+from sktl._finetuning._telling import OF_VALIDATION, told_of
 from sktl.backbones import Backbone
 from sktl.exceptions import InputError
 from sktl.inputs import Augmenter, ImagePreprocessor, refuse_unordered
@@ -75,7 +75,7 @@ class TrainingRows(FittedNetwork):
             raise ValueError("X_val and y_val must be given together, and sample_weight_val with them only.")
         if X is None:
             return None
-        with noted(OF_VALIDATION):
+        with told_of(*OF_VALIDATION):
             X = self._check_input(X, reset=False)
             y, sample_weight = self._check_targets(X, y, sample_weight, "y_val")
             counting = np.flatnonzero(sample_weight)
@@ -97,7 +97,7 @@ class TrainingRows(FittedNetwork):
 
     def _validation_data(self, rows, targets: Targets, backbone: Backbone) -> TrainingData:
         given = self.validation_indices_ is None  # and not held out of X
-        with noted(OF_VALIDATION) if given else nullcontext():
+        with told_of(*OF_VALIDATION) if given else nullcontext():
             return self._training_data(rows, targets, backbone)
 
     def _views(self, backbone: Backbone, seed: int) -> Views | None:

@@ -79,7 +79,8 @@ def resolve_strategy(strategy: str | Strategy) -> Strategy:
 def _named(name: str) -> type[Strategy]:
     if name in ("joint", "joint_training"):
         raise StrategyError(
-            f"strategy={name!r} needs the data of the old task: give an object, strategy=JointTraining(X_old, y_old)."
+            f"strategy={name!r} needs the data of the old task, and so an object in Python: "
+            "strategy=JointTraining(X=..., y=...)."
         )
     if name not in STRATEGIES:
         matches = difflib.get_close_matches(name.lower(), STRATEGIES, n=1, cutoff=0.5)
