@@ -33,8 +33,9 @@ def raise_bad_rows(bad: Sequence[BadRow], n_rows: int | None = None) -> NoReturn
     Raises
     ------
     InputError
-        Always; its ``rows`` holds all of ``bad``, its message the first 20.
+        Always; its ``rows`` holds all of ``bad``, in their order, its message the first 20.
     """
+    bad = sorted(bad)
     total = "" if n_rows is None else f" of {n_rows:,}"
     lines = [f"{len(bad):,}{total} row{'' if (n_rows or len(bad)) == 1 else 's'} of X cannot be used:"]
     lines += [f"  {row.label}: {row.reason}" for row in map(BadRow._make, bad[:_N_LISTED])]
