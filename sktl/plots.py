@@ -17,7 +17,7 @@ _NAME_WIDTH = 34  # letters; longer names are wrapped
 
 
 class StrategyComparisonDisplay:
-    """How ways of transfer compare: accuracy with its spread, and what it took.
+    """How ways of transfer compare: accuracy, or another score, with its spread, and what it took.
 
     Make one with :meth:`from_results` or :meth:`from_cv_results`.
 
@@ -26,18 +26,20 @@ class StrategyComparisonDisplay:
     names : sequence of str
         The ways of transfer.
     cv_mean, cv_std : array-like of shape (n,)
-        Mean and standard deviation of the cross-validated accuracy.
+        Mean and standard deviation of the cross-validated score.
     test_score : array-like of shape (n,), default=None
-        Accuracy on images set aside.
+        Score on images set aside.
     seconds : array-like of shape (n,), default=None
         What each took.
     title : str, default=None
         Above the plot.
+    metric : str, default="accuracy"
+        What the score is, as it stands below the axis.
 
     Attributes
     ----------
     axes_ : ndarray of matplotlib Axes
-        One for accuracy and, where ``seconds`` is known and there is room, one for time.
+        One for the score and, where ``seconds`` is known and there is room, one for time.
     figure_ : matplotlib Figure
         The figure that they are in.
 
@@ -56,13 +58,14 @@ class StrategyComparisonDisplay:
     ['lp_ft', 'from_scratch']
     """
 
-    def __init__(self, names, cv_mean, cv_std, *, test_score=None, seconds=None, title=None):
+    def __init__(self, names, cv_mean, cv_std, *, test_score=None, seconds=None, title=None, metric="accuracy"):
         self.names = names
         self.cv_mean = cv_mean
         self.cv_std = cv_std
         self.test_score = test_score
         self.seconds = seconds
         self.title = title
+        self.metric = metric
 
     @classmethod
     def from_results(cls, results, *, title=None):
@@ -70,7 +73,7 @@ class StrategyComparisonDisplay:
 
         Parameters
         ----------
-        results : sequence of dict or DataFrame
+        results : sequence of dict, or DataFrame of pandas or polars
             Rows with "way", "cv_accuracy" and "cv_std" and, if known, "test_accuracy" and "seconds".
         title : str, default=None
             Above the plot.
@@ -80,7 +83,7 @@ class StrategyComparisonDisplay:
         display : StrategyComparisonDisplay
             Nothing is drawn yet.
         """
-        rows: Sequence[Mapping[str, Any]] = results.to_dict("records") if hasattr(results, "to_dict") else list(results)
+        rows = _rows_of(results)
         if not rows:
             raise ValueError("results holds no rows; at least one is needed.")
         columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -94,7 +97,7 @@ class StrategyComparisonDisplay:
         )
 
     @classmethod
-    def from_cv_results(cls, cv_results, *, param="strategy", title=None):
+    def from_cv_results(cls, cv_results, *, param="strategy", metric="score", title=None):
         """Take over the outcome of a grid search over ``strategy``.
 
         Parameters
@@ -103,6 +106,9 @@ class StrategyComparisonDisplay:
             The ``cv_results_`` of a fitted :class:`~sklearn.model_selection.GridSearchCV`.
         param : str, default="strategy"
             The parameter whose values name the ways, as in the grid.
+        metric : str, default="score"
+            The score to draw; a search by several metrics, as with :func:`sktl.search_costs`, calls them by their
+            names in ``scoring``.
         title : str, default=None
             Above the plot.
 
@@ -110,13 +116,19 @@ class StrategyComparisonDisplay:
         -------
         display : StrategyComparisonDisplay
             Nothing is drawn yet; its seconds are the mean time of a fit.
+
+        Raises
+        ------
+        ValueError
+            If that parameter was not searched, or there is no such metric; names those that there are.
         """
         return cls(
-            [str(value) for value in cv_results[f"param_{param}"]],
-            cv_results["mean_test_score"],
-            cv_results["std_test_score"],
+            [str(value) for value in _column(cv_results, "param", "param_", param)],
+            _column(cv_results, "metric", "mean_test_", metric),
+            cv_results[f"std_test_{metric}"],
             seconds=cv_results["mean_fit_time"],
             title=title,
+            metric=metric,
         )
 
     def plot(self, ax=None):
@@ -125,7 +137,7 @@ class StrategyComparisonDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw the accuracy alone; None makes a figure with time beside it.
+            Where to draw the score alone; None makes a figure with time beside it.
 
         Returns
         -------
@@ -166,7 +178,7 @@ class StrategyComparisonDisplay:
 
     def _draw(self, axes):
         order = np.argsort(-np.asarray(self.cv_mean, dtype=float), kind="stable")
-        self._draw_accuracy(axes[0], order)
+        self._draw_scores(axes[0], order)
         for ax in axes[1:]:
             self._draw_seconds(ax, order)
         if len(axes) == 1 and self.title and axes[0].figure.get_suptitle() == "":
@@ -175,7 +187,7 @@ class StrategyComparisonDisplay:
         self.figure_ = axes[0].figure
         return self
 
-    def _draw_accuracy(self, ax, order) -> None:
+    def _draw_scores(self, ax, order) -> None:
         mean, std = (np.asarray(values, dtype=float)[order] for values in (self.cv_mean, self.cv_std))
         places = np.arange(len(order))
         ax.errorbar(
@@ -200,7 +212,7 @@ class StrategyComparisonDisplay:
         ax.get_yticklabels()[0].set_fontweight("bold")
         ax.set_ylim(len(order) - 0.5, -0.5)
         ax.margins(x=0.06)
-        ax.set_xlabel("accuracy")
+        ax.set_xlabel(self.metric)
         handles, labels = ax.get_legend_handles_labels()  # matplotlib puts points with error bars last
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
         ax.legend(handles[::-1], labels[::-1], ncols=2, frameon=False, **place)
@@ -303,6 +315,24 @@ class LearningRateFinderDisplay:
         _tidy(ax, grid="y")
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def _rows_of(results) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a table as dicts."""
+    if hasattr(results, "to_dicts"):  # polars
+        return results.to_dicts()
+    return results.to_dict("records") if hasattr(results, "to_dict") else list(results)
+
+
+def _column(cv_results: Mapping[str, Any], parameter: str, prefix: str, name: str):
+    """Return a column of ``cv_results_``; ``parameter`` is what chose it."""
+    if prefix + name not in cv_results:
+        there = [repr(column.removeprefix(prefix)) for column in cv_results if column.startswith(prefix)]
+        raise ValueError(
+            f"cv_results has no {prefix + name!r}: the {parameter!r} parameter must be one of {', '.join(there)}, "
+            f"got {name!r} instead."
+        )
+    return cv_results[prefix + name]
 
 
 def _tidy(ax, grid: str | None = None) -> None:

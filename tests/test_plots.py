@@ -63,6 +63,13 @@ def test_takes_a_frame(pyplot):
     assert list(display.seconds) == [row["seconds"] for row in RESULTS]
 
 
+def test_takes_a_frame_of_polars():
+    polars = pytest.importorskip("polars")
+    display = StrategyComparisonDisplay.from_results(polars.DataFrame(RESULTS))
+    assert display.names == [row["way"] for row in RESULTS]
+    assert display.cv_mean == [row["cv_accuracy"] for row in RESULTS]
+
+
 def test_takes_results_without_test_and_seconds(pyplot):
     bare = [{key: row[key] for key in ("way", "cv_accuracy", "cv_std")} for row in RESULTS]
     assert len(StrategyComparisonDisplay.from_results(bare).plot().axes_) == 1
@@ -73,16 +80,37 @@ def test_refuses_no_results():
         StrategyComparisonDisplay.from_results([])
 
 
-def test_takes_cv_results_of_a_grid_search(pyplot):
+def search_of_dummies(**options):
     from sklearn.datasets import load_iris
     from sklearn.dummy import DummyClassifier
     from sklearn.model_selection import GridSearchCV
 
     grid = {"strategy": ["prior", "stratified"]}
-    search = GridSearchCV(DummyClassifier(random_state=0), grid, cv=3).fit(*load_iris(return_X_y=True))
-    display = StrategyComparisonDisplay.from_cv_results(search.cv_results_).plot()
+    search = GridSearchCV(DummyClassifier(random_state=0), grid, cv=3, **options)
+    return search.fit(*load_iris(return_X_y=True)).cv_results_
+
+
+def test_takes_cv_results_of_a_grid_search(pyplot):
+    results = search_of_dummies()
+    display = StrategyComparisonDisplay.from_cv_results(results).plot()
     assert sorted(row_labels(display.axes_[0])) == ["prior", "stratified"]
-    assert list(display.cv_mean) == list(search.cv_results_["mean_test_score"])
+    assert list(display.cv_mean) == list(results["mean_test_score"])
+    assert display.axes_[0].get_xlabel() == "score"
+
+
+def test_takes_cv_results_of_several_metrics(pyplot):
+    results = search_of_dummies(scoring={"accuracy": "accuracy", "f1": "f1_macro"}, refit="accuracy")
+    display = StrategyComparisonDisplay.from_cv_results(results, metric="f1").plot()
+    assert list(display.cv_mean) == list(results["mean_test_f1"])
+    assert list(display.cv_std) == list(results["std_test_f1"])
+    assert display.axes_[0].get_xlabel() == "f1"
+    with pytest.raises(ValueError, match=r"no 'mean_test_score'.* 'metric' .* of 'accuracy', 'f1', got 'score'"):
+        StrategyComparisonDisplay.from_cv_results(results)
+
+
+def test_names_the_parameters_that_were_searched():
+    with pytest.raises(ValueError, match=r"no 'param_backbone'.* 'param' .* of 'strategy', got 'backbone'"):
+        StrategyComparisonDisplay.from_cv_results(search_of_dummies(), param="backbone")
 
 
 def test_save_writes_a_picture_and_opens_no_figure(pyplot, tmp_path):
