@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 
 from sktl.persistence._files import save
 from sktl.persistence._info import ModelInfo, inspect
+from sktl.persistence._summary import is_local_folder
 
 FILE_NAME = "model.sktl"
 
@@ -28,10 +29,10 @@ _BODY = """\
 import sktl
 
 model = sktl.load("{file}"{trusted})
-model.{method}(["picture.jpg"])
+model.{method}([{row}])
 ```
 
-The file holds no pickle, and loading it runs nothing that is in it. It needs `pip install sktl`.
+The file holds no pickle, and loading it runs nothing that is in it. It needs `{install}`.
 
 ## What it is
 
@@ -76,6 +77,8 @@ def make_card(info: ModelInfo, *, license: str | None = None) -> ModelCard:
         file=Path(info.path).name,
         trusted=f", trusted={info.untrusted!r}" if info.untrusted else "",
         method="transform" if info.task == "transformer" else "predict",
+        row='"A text, not the name of a file."' if _is_of_texts(info) else '"picture.jpg"',
+        install='pip install "sktl[text]"' if _is_of_texts(info) else "pip install sktl",
         facts=str(info),
         metrics=_metrics_table(info),
     )
@@ -148,8 +151,12 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
+def _is_of_texts(info: ModelInfo) -> bool:
+    return any(network.get("input_size") is None for network in info.networks)
+
+
 def _pipeline_tag(info: ModelInfo) -> str:
-    of_texts = any(network.get("input_size") is None for network in info.networks)
+    of_texts = _is_of_texts(info)
     if info.task == "classifier":
         return "text-classification" if of_texts else "image-classification"
     return "feature-extraction" if of_texts else "image-feature-extraction"
@@ -159,11 +166,18 @@ def _base_model(info: ModelInfo) -> str | None:
     """Return the network on the hub that the model was made from, where its name tells."""
     for network in info.networks:
         name = network["backbone"]
-        if name.startswith(("hf-hub:", "text:")) and not name.partition(":")[2].startswith(("/", ".")):
-            return name.partition(":")[2]
+        kind, _, repository = name.partition(":")
+        is_local = network.get("is_local", is_local_folder(name))  # older files do not say
+        if kind in ("hf-hub", "text") and not is_local and _may_be_on_the_hub(repository):
+            return repository
         if "/" not in name and "." in name and ":" not in name:
             return f"timm/{name}"
     return None
+
+
+def _may_be_on_the_hub(repository: str) -> bool:
+    """Tell the hub's names, ``name`` or ``org/name``, from other paths."""
+    return not repository.startswith(("/", ".", "~")) and repository.count("/") <= 1
 
 
 def _metrics_table(info: ModelInfo) -> str:

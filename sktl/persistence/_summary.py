@@ -1,5 +1,6 @@
 """What a file says about the estimator in it, so that it need not be loaded to be known."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,7 @@ def _describe(part: BaseEstimator) -> dict[str, Any]:
     return {
         "estimator": type(part).__name__,
         "backbone": backbone.name,
+        "is_local": is_local_folder(backbone.name),
         "strategy": None if strategy is None else repr(strategy),
         "input_size": backbone.data_config.get("input_size"),
         "max_length": backbone.data_config.get("max_length"),
@@ -77,6 +79,11 @@ def _describe(part: BaseEstimator) -> dict[str, Any]:
         "fit_seconds": round(getattr(part, "fit_seconds_", 0.0), 3),
         "fingerprint": backbone.fingerprint,
     }
+
+
+def is_local_folder(name: str) -> bool:
+    """Tell whether the name of a backbone means a folder here: ``text:models/mine`` may be one, or stand on the hub."""
+    return name.startswith("text:") and os.path.isdir(os.path.expanduser(name.removeprefix("text:")))
 
 
 def _plain_classes(estimator: BaseEstimator) -> list | None:

@@ -69,6 +69,8 @@ def test_card_is_one_for_the_hub(saved):
         ("hf-hub:org/name", "org/name"),
         ("text:org/name", "org/name"),
         ("text:/a/folder", None),
+        ("text:~/folder", None),
+        ("text:models/of/mine", None),
         ("sktl/tiny", None),
         ("Net", None),
     ],
@@ -77,6 +79,31 @@ def test_card_names_the_network_that_it_was_made_from(saved, backbone, base):
     info = sktl.inspect(saved)
     info.networks[0]["backbone"] = backbone
     assert make_card(info).data.base_model == base
+
+
+def test_folders_are_no_networks_on_the_hub(saved, tmp_path, monkeypatch):
+    from sktl.persistence._summary import is_local_folder
+
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_local_folder("text:models/mine")
+    assert not is_local_folder("text:org/name")
+    assert not is_local_folder("hf-hub:models/mine")  # never means a folder
+    info = sktl.inspect(saved)
+    assert info.networks[0]["is_local"] is False
+    info.networks[0].update(backbone="text:models/mine", is_local=True)
+    assert make_card(info).data.base_model is None
+
+
+def test_card_of_a_model_of_texts_says_how_to_use_it(saved):
+    info = sktl.inspect(saved)
+    assert 'model.predict(["picture.jpg"])' in str(make_card(info))
+    assert "`pip install sktl`" in str(make_card(info))
+    info.networks[0].update(backbone="text:org/name", input_size=None, max_length=128)
+    text = str(make_card(info))
+    assert 'model.predict(["A text, not the name of a file."])' in text
+    assert '`pip install "sktl[text]"`' in text
+    assert "picture" not in text
 
 
 def test_estimator_goes_to_the_hub(model, hub):
