@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_feature_names
 
 from sktl.exceptions import BadRow
-from sktl.inputs import RowError, find_texts, raise_bad_rows, read_text
+from sktl.inputs import RowError, find_texts, item_of, raise_bad_rows, read_text
 
 _WORD = re.compile(r"\w+(?:['’\-]\w+)*")
 _SENTENCE_END = re.compile(r"[.!?…。！？]+(?=\s|$|[\"'”’)\]])")
@@ -73,8 +73,8 @@ class TextStatistics(TransformerMixin, BaseEstimator):
         ``share_capitals`` (of the letters), ``share_capital_words`` (words all in capitals), ``share_digits`` and
         ``share_punctuation`` (of the characters).
     on_error : {"raise", "nan"}, default="raise"
-        Whether rows that are no texts (missing values, numbers) raise one error that names them all, or become rows of
-        NaN. An empty text is a text: all its statistics are 0.
+        Whether rows that are no texts (missing values, numbers), or that X fails to give, raise one error that names
+        them all, or become rows of NaN. An empty text is a text: all its statistics are 0.
 
     Attributes
     ----------
@@ -148,7 +148,9 @@ class TextStatistics(TransformerMixin, BaseEstimator):
         Raises
         ------
         InputError
-            If rows are no texts and ``on_error="raise"``.
+            If rows are no texts, or X fails to give them, and ``on_error="raise"``.
+        ValueError
+            If a parameter is none of those allowed.
         """
         computed = [_STATISTICS[name] for name in self._names()]
         texts = self._find_texts(X, reset=False)
@@ -156,7 +158,7 @@ class TextStatistics(TransformerMixin, BaseEstimator):
         bad = []
         for index in range(len(texts)):
             try:
-                counts = _count(read_text(texts[index], blank=True))
+                counts = _count(read_text(item_of(texts, index), blank=True))
             except RowError as error:
                 bad.append(BadRow(index, f"row {index}", str(error)))
                 continue
@@ -181,6 +183,7 @@ class TextStatistics(TransformerMixin, BaseEstimator):
         return np.array(self._names(), dtype=object)
 
     def _names(self) -> list[str]:
+        self._validate_params()  # transform works without fit
         if isinstance(self.statistics, str):
             return list(_STATISTICS)
         unknown = [name for name in self.statistics if name not in _STATISTICS]

@@ -1,7 +1,7 @@
 """From what the user calls X to rows of pixels or texts: containers, files, decoding, content hashes, preprocessing."""
 
 from sktl.inputs._augment import Augmenter
-from sktl.inputs._containers import holds_images, is_missing, refuse_nested, refuse_single, refuse_unordered
+from sktl.inputs._containers import holds_images, is_missing, item_of, refuse_nested, refuse_single, refuse_unordered
 from sktl.inputs._decode import MAX_PIXELS
 from sktl.inputs._errors import RowError, raise_bad_rows
 from sktl.inputs._preprocess import ImagePreprocessor
@@ -21,6 +21,7 @@ __all__ = [
     "find_texts",
     "holds_images",
     "is_missing",
+    "item_of",
     "open_rows",
     "open_texts",
     "raise_bad_rows",

@@ -79,6 +79,22 @@ def test_missing_values_and_other_rows():
     np.testing.assert_array_equal(np.isnan(table), [[index > 0] * 12 for index in range(6)])
 
 
+class Broken(list):
+    """A container that fails at a row."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise KeyError("blob missing")
+        return super().__getitem__(index)
+
+
+def test_errors_of_a_container_name_the_row():
+    with pytest.raises(InputError, match=r"row 1: .*Broken cannot give this row: KeyError\('blob missing'\)"):
+        TextStatistics().fit_transform(Broken(TEXTS))
+    table = TextStatistics(on_error="nan").fit_transform(Broken(TEXTS))
+    np.testing.assert_array_equal(np.isnan(table).all(axis=1), np.arange(len(TEXTS)) == 1)
+
+
 @pytest.mark.parametrize("X", [np.zeros((3, 2)), pd.DataFrame({"a": ["x"], "b": ["y"]}), "a text", 3])
 def test_what_is_no_column(X):
     with pytest.raises(InputError, match=r"column of texts, got|wrap it in a list"):
@@ -89,6 +105,13 @@ def test_without_fit_and_in_a_union():
     np.testing.assert_array_equal(TextStatistics().transform(TEXTS), TextStatistics().fit_transform(TEXTS))
     union = make_union(TextStatistics(), TfidfVectorizer())
     assert union.fit_transform(TEXTS).shape == (5, len(union.get_feature_names_out()))
+
+
+@pytest.mark.parametrize("parameters", [{"statistics": "n_words"}, {"on_error": "ignore"}])
+@pytest.mark.parametrize("ask", [lambda model: model.transform(TEXTS), lambda model: model.get_feature_names_out()])
+def test_parameters_are_checked_without_fit_too(parameters, ask):
+    with pytest.raises(ValueError, match=f"The '{next(iter(parameters))}' parameter of TextStatistics must be"):
+        ask(TextStatistics(**parameters))
 
 
 def test_clone_and_repr():
