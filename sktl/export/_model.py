@@ -30,6 +30,8 @@ class OnnxModel:
     ----------
     source : path-like or bytes
         The file, or its content.
+    channels : {"first", "last"}, default=None
+        Which axis of arrays holds the channels. None finds out from the shape, and refuses shapes that leave it open.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
     max_pixels : int, default=89_478_485
@@ -62,9 +64,9 @@ class OnnxModel:
     sktl.export_onnx : Writes the file.
     """
 
-    def __init__(self, source, *, root=None, max_pixels: int = MAX_PIXELS, batch_size: int = 16):
+    def __init__(self, source, *, channels=None, root=None, max_pixels: int = MAX_PIXELS, batch_size: int = 16):
         content = source if isinstance(source, bytes) else Path(os.fspath(source)).read_bytes()
-        self.root, self.max_pixels, self.batch_size = root, max_pixels, batch_size
+        self.channels, self.root, self.max_pixels, self.batch_size = channels, root, max_pixels, batch_size
         self._session = open_session(content)
         facts = _facts(self._session)
         self.kind = facts["kind"]
@@ -136,7 +138,7 @@ class OnnxModel:
 
     def _batches(self, X):
         """Yield arrays of shape (n, height, width, 3); if rows cannot be read, look at all of them and name them."""
-        rows, bad = open_rows(X, root=self.root, max_pixels=self.max_pixels), []
+        rows, bad = open_rows(X, channels=self.channels, root=self.root, max_pixels=self.max_pixels), []
 
         def read(index: int) -> np.ndarray | None:
             try:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -302,6 +303,18 @@ class TestOnnxModel:
     def test_is_opened_from_a_file(self, exported, tmp_path):
         (tmp_path / "model.onnx").write_bytes(exported[1])
         assert OnnxModel(tmp_path / "model.onnx").classes_.tolist() == ["disc", "square", "stripes"]
+
+    def test_channels_of_arrays_that_leave_it_open(self, exported, rng):
+        model, content = exported
+        X = rng.integers(0, 256, (2, 3, 32, 3), dtype=np.uint8)
+        with pytest.raises(InputError, match="pass channels='first' or 'last'"):
+            OnnxModel(content).predict_proba(X)
+        last = OnnxModel(content, channels="last").predict_proba(X)
+        np.testing.assert_array_equal(OnnxModel(content, channels="first").predict_proba(X.transpose(0, 3, 1, 2)), last)
+        pictures = [Image.fromarray(pixels) for pixels in X]
+        np.testing.assert_allclose(last, model.predict_proba(pictures), atol=1e-4)
+        with pytest.raises(InputError, match="The 'channels' parameter must be 'first', 'last' or None, got 'lats'"):
+            OnnxModel(content, channels="lats").predict_proba(X)
 
     @pytest.mark.parametrize("content", [b"", b"not a graph", b"\x80" * 100])
     def test_no_graph(self, content):
