@@ -73,8 +73,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         head is solved for.
     drop_path : float, default=0.0
         Stochastic depth: how often a step of training leaves out the last block of the backbone for an image; earlier
-        blocks less often, frozen ones never. For architectures of timm's that have it, and strategies that train the
-        backbone.
+        blocks less often, frozen ones never, so that it says nothing where the layers that are trained hold no block.
+        For architectures of timm's that have it, and strategies that train the backbone.
     class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, as scikit-learn's classifiers take them. Where y has a column for each label, a list of
         one dict per label with keys 0 and 1; "balanced" then weighs each label by itself. It holds for rows that early

@@ -69,8 +69,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
         head is solved for.
     drop_path : float, default=0.0
         Stochastic depth: how often a step of training leaves out the last block of the backbone for an image; earlier
-        blocks less often, frozen ones never. For architectures of timm's that have it, and strategies that train the
-        backbone.
+        blocks less often, frozen ones never, so that it says nothing where the layers that are trained hold no block.
+        For architectures of timm's that have it, and strategies that train the backbone.
     early_stopping : "auto" or bool, default="auto"
         Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
         "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have

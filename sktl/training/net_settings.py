@@ -1,6 +1,7 @@
 """From an estimator's parameters to the skorch net that trains its network."""
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -103,13 +104,12 @@ def make_net(
     Raises
     ------
     ValueError
-        If an override is of something that a parameter of the estimator says, or that is not to be changed; if a
-        callback brings back other weights than the averaged ones.
+        If an override is of something that a parameter of the estimator says, or that is not to be changed, or
+        unknown; if a callback is none of skorch's, or brings back other weights than the averaged ones.
     """
     overrides = dict(net_params or {})
     _check_overrides(overrides)
-    if ema_decay is not None:
-        _check_callbacks(callbacks)
+    _check_callbacks(callbacks, is_averaged=ema_decay is not None)
     settings = {
         **({} if _ANOTHER_WAY & overrides.keys() else {"optimizer__fused": True}),  # faster, on one core above all
         "criterion": criterion,
@@ -133,10 +133,16 @@ def make_net(
     return TransferNet(network, strategy=strategy, **{**settings, **overrides})
 
 
-def _check_callbacks(callbacks: Iterable) -> None:
+def _check_callbacks(callbacks: Iterable, is_averaged: bool) -> None:
     for each in callbacks:
-        callback = each[1] if isinstance(each, tuple) else each
-        if isinstance(callback, EarlyStopping) and callback.load_best:
+        callback = each[1] if isinstance(each, tuple) and len(each) == 2 else each
+        is_class = isinstance(callback, type) and issubclass(callback, Callback)
+        if not is_class and not isinstance(callback, Callback):
+            raise ValueError(
+                "The 'callbacks' parameter must hold callbacks of skorch, or pairs of a name and a callback; got "
+                f"{each!r} instead."
+            )
+        if is_averaged and isinstance(callback, EarlyStopping) and callback.load_best:
             raise ValueError(
                 "EarlyStopping(load_best=True) in callbacks= goes back to weights that are not averaged, and ema_decay "
                 "asks for the average. Take early_stopping=True instead, which goes back to the best average."
@@ -145,7 +151,10 @@ def _check_callbacks(callbacks: Iterable) -> None:
 
 def _check_overrides(overrides: Iterable[str]) -> None:
     """Refuse what would be ignored, or would silently hold in place of a parameter."""
+    known = {name for kind in TransferNet.__mro__[:-1] for name in signature(kind).parameters}
     for name in overrides:
+        if name.partition("__")[0] not in known:
+            raise ValueError(f"The 'net_params' parameter holds {name!r}, which no net of skorch's has.")
         if name in _SET_BY:
             raise ValueError(
                 f"The 'net_params' parameter must not hold {name!r}: give the estimator {_SET_BY[name]}= instead."

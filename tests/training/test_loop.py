@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, GradientNormClipping
 from small_models import make_model, three_digits
 from torch import nn
 
@@ -157,6 +157,19 @@ def test_parameters_of_the_net_that_the_estimator_has_are_refused(few, name, val
 def test_parameters_of_the_net_that_training_relies_on_are_refused(few, name, value):
     with pytest.raises(ValueError, match=f"'net_params' parameter must not hold '{name}': .* no parameter sets it"):
         make_model(net_params={name: value}).fit(*few)
+
+
+def test_parameters_that_no_net_has_are_named(few):
+    with pytest.raises(ValueError, match="'net_params' parameter holds 'optimiser', which no net"):
+        make_model(net_params={"optimiser": torch.optim.SGD}).fit(*few)
+    make_model(net_params={"optimizer": torch.optim.SGD, "optimizer__momentum": 0.5}).fit(*few)
+
+
+@pytest.mark.parametrize("callbacks", [["progress"], [("clip",)], [object()]])
+def test_callbacks_that_are_none_are_named(few, callbacks):
+    with pytest.raises(ValueError, match="'callbacks' parameter must hold callbacks of skorch"):
+        make_model(callbacks=callbacks).fit(*few)
+    make_model(callbacks=[("clip", GradientNormClipping(gradient_clip_value=1.0)), GradientNormClipping]).fit(*few)
 
 
 def test_history_is_plain_and_tells_the_phases(few):
