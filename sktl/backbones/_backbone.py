@@ -169,7 +169,9 @@ class Backbone:
                 module = _built.get(self.fingerprint)
                 if module is None:
                     module = _module_with_weights(self.recipe, _unpack(self._weights))
-                    _built[self.fingerprint] = module
+                    if self.recipe["kind"] == "module":  # its classes may have been edited since it was pickled
+                        self.__dict__["fingerprint"] = fingerprint(module, self.data_config)
+                    module = _built.setdefault(self.fingerprint, module)
                 self.__dict__["module"] = module
                 weights = self.__dict__.pop("_weights")
                 if hasattr(weights, "unpack"):
