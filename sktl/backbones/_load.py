@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from numbers import Integral
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
 from sktl.backbones._original import cut_off_head
-from sktl.backbones._text_load import PREFIX, load_text_backbone, source_identity
+from sktl.backbones._text_load import PREFIX, load_text_backbone
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
 from sktl.inputs import ImagePreprocessor
@@ -44,6 +45,8 @@ _shared = _SharedBackbones(capacity=4)
 
 _DATA_CONFIG_KEYS = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
 _TEXT_CONFIG_KEYS = {"max_length"}
+# Endings of what a folder with a model holds: settings, vocabularies, weights.
+_MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin", ".pth", ".pt")
 
 
 def load_backbone(
@@ -95,8 +98,12 @@ def load_backbone(
         return _from_module(backbone, overrides)
     if isinstance(weights, Mapping):
         return _from_name(backbone, weights, overrides)
-    identity = source_identity(backbone) if kind == "texts" else None
-    key = (backbone, identity, _weights_identity(weights), repr(sorted(plain_data_config(overrides).items())))
+    key = (
+        backbone,
+        _source_identity(backbone),
+        _weights_identity(weights),
+        repr(sorted(plain_data_config(overrides).items())),
+    )
     source = {"backbone": backbone, "weights": weights, "data_config": data_config and dict(data_config)}
     source["image_size"] = image_size
     return _shared.get(key, lambda: _with_source(_from_name(backbone, weights, overrides), source))
@@ -204,8 +211,23 @@ def _weights_identity(weights: str | os.PathLike | None) -> object:
     """Return what tells one source of weights from another: a file that was rewritten is a new one."""
     if weights is None or weights == "pretrained" or not os.path.isfile(weights):
         return weights
-    status = os.stat(weights)
-    return os.path.realpath(weights), status.st_mtime_ns, status.st_size
+    return _file_identity(weights)
+
+
+def _source_identity(name: str) -> object:
+    """Return what tells one content of a folder from another; other names stand for themselves."""
+    prefix, separator, folder = name.partition(":")
+    if f"{prefix}{separator}" == PREFIX:
+        folder = os.path.expanduser(folder)
+    elif prefix.lower() != "local-dir":  # timm takes its prefixes in any case
+        return None
+    files = sorted(Path(folder).rglob("*")) if os.path.isdir(folder) else []
+    return tuple(_file_identity(path) for path in files if path.suffix in _MODEL_FILES and path.is_file())
+
+
+def _file_identity(path: str | os.PathLike) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return os.path.realpath(path), status.st_mtime_ns, status.st_size
 
 
 def _with_source(backbone: Backbone, source: dict[str, Any]) -> Backbone:

@@ -87,15 +87,6 @@ def find_source(name: str) -> str:
     return source
 
 
-def source_identity(name: str) -> object:
-    """Return what tells one content of a folder from another; the hub's names stand for themselves."""
-    source = os.path.expanduser(name.removeprefix(PREFIX))
-    if not os.path.isdir(source):
-        return None
-    files = sorted(path for path in Path(source).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
-    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-
-
 @contextmanager
 def _explained(name: str, source: str) -> Iterator[None]:
     try:

@@ -177,6 +177,16 @@ def test_local_dir_gives_weights_and_data_config(tmp_path, fresh_cache):
     assert torch.equal(backbone.module.state_dict()["pos_embed"], network.state_dict()["pos_embed"])
 
 
+@pytest.mark.parametrize("prefix", ["local-dir", "Local-Dir"])
+def test_local_dir_that_was_written_again_is_loaded_again(prefix, tmp_path, fresh_cache):
+    name = f"{prefix}:{tmp_path}"
+    save_local_dir(tmp_path, num_classes=7)
+    first = load_backbone(name)
+    assert load_backbone(name) is first
+    network = save_local_dir(tmp_path, num_classes=7)
+    assert torch.equal(load_backbone(name).module.state_dict()["pos_embed"], network.state_dict()["pos_embed"])
+
+
 def test_local_dir_that_is_not_there_is_named(tmp_path, fresh_cache):
     with pytest.raises(BackboneError, match="nowhere"):
         load_backbone(f"local-dir:{tmp_path / 'nowhere'}")
