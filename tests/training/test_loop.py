@@ -169,7 +169,7 @@ def test_parameters_that_no_net_has_are_named(few):
 def test_callbacks_that_are_none_are_named(few, callbacks):
     with pytest.raises(ValueError, match="'callbacks' parameter must hold callbacks of skorch"):
         make_model(callbacks=callbacks).fit(*few)
-    make_model(callbacks=[("clip", GradientNormClipping(gradient_clip_value=1.0)), GradientNormClipping]).fit(*few)
+    make_model(callbacks=[("limit", GradientNormClipping(gradient_clip_value=1.0)), GradientNormClipping]).fit(*few)
 
 
 def test_history_is_plain_and_tells_the_phases(few):
