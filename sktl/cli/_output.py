@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from sktl._writing import replacing
+
 
 def make_writable(folder: Path) -> None:
     """Make a folder, and make sure that files can be written to it.
@@ -38,12 +40,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         Takes the path to write to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
+    with replacing(path) as unfinished:
         write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def command_line(*words: object) -> str:

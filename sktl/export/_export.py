@@ -11,9 +11,9 @@ from torch import nn
 
 from sktl._deployment import Parts, take_apart
 from sktl._deps import import_extra
+from sktl._writing import replacing
 from sktl.exceptions import ExportError
 from sktl.export._classic import append_classic
-from sktl.export._files import write_atomically
 from sktl.export._names import FORMAT, METADATA_PREFIX
 from sktl.export._network import ClassifierHead, Embeddings, MultilabelHead, RegressorHead, network_graph
 from sktl.inputs import ImagePreprocessor
@@ -82,7 +82,8 @@ def export_onnx(estimator, path) -> Path:
     """
     path = Path(os.fspath(path))
     content = to_onnx(estimator)
-    write_atomically(path, content)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
     return path
 
 

@@ -10,14 +10,13 @@ import io
 import json
 import os
 import re
-import secrets
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from sktl._writing import replacing
 from sktl.exceptions import DamagedFileError, FormatVersionError, UnsafeFileError
 
 FORMAT = "sktl"
@@ -59,40 +58,11 @@ def write_container(path: str | os.PathLike, members: Mapping[str, Content], man
     hashes = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "members": hashes}
     text = json.dumps(head, indent=1, ensure_ascii=False).encode()
-    with _replacing(Path(path)) as file:
+    with replacing(path) as unfinished, open(unfinished, "x+b") as file:
         _write_members(file, {MANIFEST: text, **members})
         extents, _ = _read_layout(file)
         file.seek(-_HEX, os.SEEK_END)
         file.write(_seal(file, extents).encode())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a temporary file beside the path, that takes its place if the block succeeds."""
-    path = Path(os.path.realpath(path))  # a link stays one
-    unfinished = path.with_name(f".{path.name}-{secrets.token_hex(6)}.tmp")
-    with open(unfinished, "x+b") as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if path.exists():
-                os.chmod(unfinished, path.stat().st_mode & 0o777)
-            os.replace(unfinished, path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a loss of power, on systems where a folder can be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write_members(file: BinaryIO, members: Mapping[str, Content]) -> None:

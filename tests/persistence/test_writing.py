@@ -58,7 +58,7 @@ def test_interrupt(model, old, monkeypatch):
     def interrupt(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_container.os, "fsync", interrupt)
+    monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sktl.save(model, old)
     assert_untouched(old)
