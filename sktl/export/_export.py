@@ -131,11 +131,6 @@ def _check(estimator) -> Parts:
             f"This {type(parts.reader).__name__} was fitted on rows of plain numbers, and the graph starts at images. "
             "Give images in fit, or image_shape= if the rows are flattened images."
         )
-    if parts.has_head and hasattr(parts.reader, "head_"):
-        raise ExportError(
-            f"A head that is a model of scikit-learn's, here {type(parts.reader.head_).__name__}, cannot be written as "
-            "an ONNX graph from within an estimator: put it behind a PretrainedFeatureTransformer, in a Pipeline."
-        )
     return parts
 
 
