@@ -94,7 +94,8 @@ class TestSplit:
         quick = ["--image-size", "32", "--epochs", "1", "--cv", "2", "--jobs", "1"]
         out_folder = str(folder.parent / "out")
         assert main(["compare", str(folder), *quick, "--strategies", "feature_extraction", "--out", out_folder]) == 0
-        out = capsys.readouterr().out
+        out, err = capsys.readouterr()
+        assert "warning: 6 of the 6 images of the test are among those to learn from too" in err
         assert "birds: 18 image files of 2 classes; 12 to learn from (2-fold cross-validation), 6 set aside" in out
         assert "beside train/ and test/, not used: val/" in out
 

@@ -47,6 +47,7 @@ def run_compare(arguments) -> int:
     network = _network(arguments, images)
     _introduce(images, arguments)
     images = _embed_all(images, network, arguments.cv)
+    _warn_of_shared(images)
     folder = Path(arguments.out or Path("sktl-compare", images.name))
     make_writable(folder)  # better known now than after minutes of work
     candidates = make_candidates(
@@ -120,6 +121,18 @@ def _report_bad(X) -> None:
         except RowError as error:
             reason = str(error)
         print(f"sktl: warning: {path} is left out: {reason}", file=sys.stderr)
+
+
+def _warn_of_shared(images: LabelledImages) -> None:
+    """Say how many images of the test can be learnt by heart."""
+    learnt = {row.digest for row in open_rows(images.train.X)}
+    n_shared = sum(row.digest in learnt for row in open_rows(images.test.X))
+    if n_shared:
+        print(
+            f"sktl: warning: {n_shared:,} of the {len(images.test):,} images of the test are among those to learn from "
+            "too; the accuracy in the test is too high",
+            file=sys.stderr,
+        )
 
 
 def _default_jobs(device: str, n_splits: int) -> int:
