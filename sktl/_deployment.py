@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -51,12 +52,34 @@ class Parts:
 
     @property
     def predictor(self) -> BaseEstimator | None:
-        """What predicts from embeddings: ``rest``, or the reader made to take what it is given for its embeddings."""
-        if not self.has_head:
-            return self.rest
-        head = copy.copy(self.reader)
-        head._embeddings = lambda X: X
-        return head
+        """What takes embeddings for its input and goes on with them as the model does: a head alone, or a pipeline."""
+        if self.rest is None:
+            return None
+        given = copy.copy(self.reader)
+        given._embeddings = lambda X: X
+        given._transform_with_stats = lambda X: (X, None)
+        if self.has_head:
+            return given
+        # the next steps get a frame or a tensor where the reader's transform would return one
+        return Pipeline([("embeddings", given), *self.rest.steps])
+
+    def embed(self, X: Any) -> np.ndarray:
+        """Compute the embeddings that the predictor takes.
+
+        Parameters
+        ----------
+        X : sequence of images
+            As for the model.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, width), float32
+            One row per image.
+        """
+        if isinstance(self.reader, FineTuner):
+            return self.reader._embeddings(X)
+        embeddings, _ = self.reader._transform_with_stats(X)
+        return embeddings
 
     @property
     def policy(self) -> dict[str, Any]:
@@ -86,19 +109,21 @@ def take_apart(model: Any) -> Parts | None:
         If the model is not fitted.
     """
     model = innermost(model)
-    steps = [step for _, step in model.steps if not _is_left_out(step)] if isinstance(model, Pipeline) else [model]
-    reader = innermost(steps[0])
+    steps = _steps_of(model) if isinstance(model, Pipeline) else [("", model)]
+    reader = innermost(steps[0][1]) if steps else None
     if not isinstance(reader, FineTuner | PretrainedFeatureTransformer):
         return None
     check_is_fitted(reader)
     if len(steps) > 1:
-        check_is_fitted(steps[-1])
-        return Parts(reader, _view_of(reader), Pipeline(model.steps[1:]), _kind_of(steps[-1]))
+        last = steps[-1][1]
+        check_is_fitted(last)
+        return Parts(reader, _view_of(reader), Pipeline(steps[1:]), _kind_of(last))
     return Parts(reader, _view_of(reader), reader if isinstance(reader, FineTuner) else None, _kind_of(reader))
 
 
-def _is_left_out(step: Any) -> bool:
-    return step is None or isinstance(step, str)  # "passthrough"
+def _steps_of(model: Pipeline) -> list[tuple[str, Any]]:
+    """Return the steps of a pipeline that do something, by name."""
+    return [(name, step) for name, step in model.steps if step is not None and not isinstance(step, str)]
 
 
 def innermost(model: Any) -> Any:
@@ -106,8 +131,8 @@ def innermost(model: Any) -> Any:
     while True:
         if hasattr(model, "best_estimator_"):
             model = model.best_estimator_
-        elif isinstance(model, Pipeline) and len(model.steps) == 1:
-            model = model.steps[0][1]
+        elif isinstance(model, Pipeline) and len(_steps_of(model)) == 1:
+            model = _steps_of(model)[0][1]
         else:
             return model
 

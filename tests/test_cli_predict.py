@@ -49,6 +49,20 @@ def test_labels_are_those_that_the_model_predicts(predict, embed, image_paths):
     assert [line[1:] for line in lines] == [["ill", f"{float(row['probability']):.3f}"] for row in rows]
 
 
+@pytest.mark.parametrize("container", ["default", "pandas"])
+def test_network_runs_once(container, predict, image_paths, monkeypatch):
+    paths, labels = image_paths
+    options = {"image_size": 16, "max_epochs": 1, "random_state": 0}
+    model = sktl.FineTuneClassifier(make_network(), "fine_tuning", **options).set_output(transform=container)
+    expected, asked = model.fit(paths, labels).predict_proba(paths[:3]), []
+    compute = sktl.FineTuneClassifier._embeddings
+    monkeypatch.setattr(sktl.FineTuneClassifier, "_embeddings", lambda *given: asked.append(given) or compute(*given))
+    _, out, _ = predict(model, *paths[:3], "--csv")
+    found = [float(row["probability"]) for row in csv.DictReader(io.StringIO(out))]
+    assert found == pytest.approx(expected.max(axis=1), abs=1e-6)
+    assert len(asked) == 1
+
+
 def test_model_with_several_labels_per_image_is_refused(predict, embed, image_paths):
     paths, labels = image_paths
     Y = np.stack([labels == label for label in ("disc", "square")], axis=1).astype(int)

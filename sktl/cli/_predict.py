@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sktl._deployment import check_takes_images, innermost
+from sktl._deployment import check_takes_images, innermost, take_apart
 from sktl.cli._folder import find_images
 from sktl.cli._model import load_model
 from sktl.exceptions import InputError
@@ -96,12 +96,14 @@ def _predict(model, paths: list[str]) -> tuple[Predictions | None, list[tuple[st
 def _ask(model, paths: list[str]) -> Predictions:
     if getattr(innermost(model), "multilabel_", False):
         raise InputError(_SEVERAL_LABELS)
-    labels = np.asarray(model.predict(paths))
-    if not hasattr(model, "predict_proba"):
+    parts = take_apart(model)
+    predictor, X = (parts.predictor, parts.embed(paths)) if parts else (model, paths)  # the network runs once
+    labels = np.asarray(predictor.predict(X))
+    if not hasattr(predictor, "predict_proba"):
         return Predictions(paths, labels.tolist(), None, [])
     if labels.ndim > 1:
         raise InputError(_SEVERAL_LABELS)
-    return Predictions(paths, labels.tolist(), model.predict_proba(paths), np.asarray(model.classes_).tolist())
+    return Predictions(paths, labels.tolist(), predictor.predict_proba(X), np.asarray(model.classes_).tolist())
 
 
 def _print_lines(found: Predictions, with_proba: bool) -> None:

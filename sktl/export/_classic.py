@@ -1,7 +1,9 @@
 """What stands behind the embeddings as ONNX: scikit-learn's models by way of skl2onnx."""
 
+import copy
 from typing import Any
 
+from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from sktl._deps import import_extra
@@ -56,10 +58,11 @@ def _convert(steps: Pipeline, width: int, caller: str) -> Any:
     skl2onnx = import_extra("skl2onnx", extra="onnx", caller=caller)
     types = import_extra("skl2onnx.common.data_types", extra="onnx", caller=caller)
     last = steps.steps[-1][1]
+    by_position = Pipeline([(name, _columns_by_position(step)) for name, step in steps.steps])
 
     def convert(options: dict[str, Any]) -> Any:
         return skl2onnx.to_onnx(
-            steps,
+            by_position,
             initial_types=[("embeddings", types.FloatTensorType([None, width]))],
             options={id(last): options},
             target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
@@ -77,6 +80,16 @@ def _convert(steps: Pipeline, width: int, caller: str) -> Any:
             f"The steps {names} cannot be written as an ONNX graph: that takes models of scikit-learn's that skl2onnx "
             f"converts. It says: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         ) from error
+
+
+def _columns_by_position(step: Any) -> Any:
+    """Return a step that names no columns: in the graph embeddings have none, whatever frame they were passed on in."""
+    if not isinstance(step, ColumnTransformer):
+        return step
+    places = step._transformer_to_input_indices
+    numbered = copy.copy(step)
+    numbered.transformers_ = [(name, each, list(places[name])) for name, each, _ in step.transformers_]
+    return numbered
 
 
 def _output_names(steps: Pipeline, kind: str) -> list[str]:

@@ -213,8 +213,8 @@ def _after_embeddings(parts: Parts) -> tuple[list, Any]:
     """Return the steps that transform embeddings, and what predicts from that."""
     if parts.has_head:
         return [], parts.predictor
-    *steps, (_, last) = parts.rest.steps
-    return [step for _, step in steps if step not in (None, "passthrough")], last
+    *steps, last = (step for _, step in parts.predictor.steps)
+    return steps, last
 
 
 def _plain(values: np.ndarray) -> list:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from small_models import WAYS, make_network, three_digits
@@ -160,6 +161,47 @@ def test_search_is_exported_by_its_best_estimator(shapes):
     ).fit(*shapes)
     graph = OnnxModel(to_onnx(search))
     np.testing.assert_allclose(graph.predict_proba(shapes[0]), search.predict_proba(shapes[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_steps_that_are_left_out(place, shapes):
+    model = make_pipeline(embed(), StandardScaler(), LogisticRegression())
+    model.steps.insert(place, ("nothing", "passthrough"))
+    model.fit(*shapes)
+    graph = OnnxModel(to_onnx(model))
+    np.testing.assert_allclose(graph.predict_proba(shapes[0]), model.predict_proba(shapes[0]), atol=1e-4)
+
+
+def test_step_that_a_search_leaves_out(shapes):
+    pipeline = make_pipeline(embed(), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"standardscaler": ["passthrough"]}, cv=2).fit(*shapes)
+    graph = OnnxModel(to_onnx(search))
+    np.testing.assert_allclose(graph.predict_proba(shapes[0]), search.predict_proba(shapes[0]), atol=1e-4)
+
+
+def test_left_out_steps_around_a_fine_tuned_network(shapes):
+    model = Pipeline([("nothing", "passthrough"), ("net", classify()), ("end", "passthrough")]).fit(*shapes)
+    graph = OnnxModel(to_onnx(model))
+    np.testing.assert_allclose(graph.predict_proba(shapes[0]), model[1].predict_proba(shapes[0]), atol=1e-4)
+
+
+FIRST = [f"pretrainedfeaturetransformer{number}" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        StandardScaler(),
+        ColumnTransformer([("first", StandardScaler(), FIRST)]),
+        ColumnTransformer([("last", "drop", [-1]), ("first", StandardScaler(), FIRST)], remainder="passthrough"),
+    ],
+    ids=["scaler", "columns", "remainder"],
+)
+def test_pipelines_that_pass_frames_on(middle, shapes):
+    pytest.importorskip("pandas")
+    model = make_pipeline(embed(), middle, LogisticRegression()).set_output(transform="pandas").fit(*shapes)
+    graph = OnnxModel(to_onnx(model))
+    np.testing.assert_allclose(graph.predict_proba(shapes[0]), model.predict_proba(shapes[0]), atol=1e-4)
 
 
 def test_head_of_two_layers(shapes):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from servers import as_files, running
+from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -14,7 +15,7 @@ from small_models import make_network
 
 from sktl import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureTransformer
 from sktl.exceptions import InputError
-from sktl.serving import make_app
+from sktl.serving import ServedModel, make_app
 
 SMALL = {"image_size": 16, "cache_bytes": 0}
 
@@ -79,6 +80,34 @@ def test_pipeline_with_a_classic_model(batch_size, image_paths, contents):
         answer = post(client, contents[:5])
     np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[:5]))
     assert [each["label"] for each in answer.json()["predictions"]] == model.predict(contents[:5]).tolist()
+
+
+def served_proba(model, contents):
+    """Ask without a server between."""
+    served = ServedModel(model, 10**6)
+    served.warm_up()
+    return served.answer(served.run([served.prepare(content) for content in contents])).proba
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_steps_that_are_left_out(place, image_paths, contents):
+    model = make_pipe(LogisticRegression())
+    model.steps.insert(place, ("nothing", "passthrough"))
+    model.fit(*image_paths)
+    np.testing.assert_array_equal(served_proba(model, contents[:5]), model.predict_proba(contents[:5]))
+
+
+FIRST = [f"pretrainedfeaturetransformer{number}" for number in range(3)]
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+@pytest.mark.parametrize("middle", [StandardScaler(), ColumnTransformer([("first", StandardScaler(), FIRST)])])
+def test_steps_get_embeddings_in_the_container_that_they_were_fitted_on(container, middle, image_paths, contents):
+    pytest.importorskip(container)
+    model = make_pipeline(PretrainedFeatureTransformer(make_network(), **SMALL), middle, LogisticRegression())
+    model.set_output(transform=container).fit(*image_paths)
+    # warnings are errors here: of names that are missing, for one
+    np.testing.assert_array_equal(served_proba(model, contents[:5]), model.predict_proba(contents[:5]))
 
 
 @pytest.mark.parametrize("head", ["mlp", LogisticRegression()])
