@@ -166,6 +166,8 @@ class OriginalTask(TrainingParameters):
                 f"The backbone {self.backbone_.name!r} brought no classifier of an old task, so nothing can be said of "
                 "one. Published networks bring theirs, and so does a fitted FineTuneClassifier as backbone=."
             )
+        if isinstance(self._original, ReferredHead):
+            self._original.look_in(self.weights)
         return head_outputs(self._original.module, self._embeddings(X))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -141,6 +141,12 @@ class ReferredHead:
         """Return what a pickle or a file holds of it."""
         return {"source": _shown_source(self.source), "sha256": self.sha256, "n_classes": self.n_classes}
 
+    def look_in(self, weights: Any) -> None:
+        """Look the head up in a file of weights, if it is one, and not where it was when it was named."""
+        is_file = isinstance(weights, str | os.PathLike) and os.path.isfile(weights)
+        if is_file and self._refusal is None and self.source["weights"] != "pretrained":
+            self.source = {**self.source, "weights": weights}
+
     @cached_property
     def classes(self) -> np.ndarray:
         """The labels of the old task."""

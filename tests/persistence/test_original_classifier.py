@@ -133,6 +133,20 @@ def test_without_it_everything_else_works(weights, tmp_path, another_process):
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(restored)).predict_proba(X), expected)
 
 
+def test_a_file_that_has_moved_can_be_named_again(weights, tmp_path, another_process):
+    model = fitted(weights)
+    data, expected = pickle.dumps(model), model.predict_original(X)
+    del model
+    _reference._heads.clear()
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    restored = pickle.loads(data)
+    with pytest.raises(WeightsNotFoundError, match="there is no such file"):
+        restored.predict_original(X)
+    restored.set_params(weights=moved)
+    np.testing.assert_array_equal(restored.predict_original(X), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(restored)).predict_original(X), expected)
+
+
 def test_another_one_is_refused(published, weights, tmp_path, another_process):
     data, _ = stored(fitted(weights), tmp_path)
     _reference._heads.clear()
