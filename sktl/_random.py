@@ -10,7 +10,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-_ONE_AT_A_TIME = threading.RLock()  # all threads draw from the same default generators
+from sktl._forks import ForkSafeLock
+
+_ONE_AT_A_TIME = ForkSafeLock(threading.RLock)  # all threads draw from the same default generators
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def private_torch_rng(seed: int, device: torch.device | None = None) -> Iterator
         A CUDA device whose generator is seeded and restored too.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
+    with _ONE_AT_A_TIME(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         for cuda_device in devices:
             with torch.cuda.device(cuda_device):

@@ -13,7 +13,7 @@ PACKAGE = Path(sktl.__file__).parent
 
 # A module imports from rooms above its own and from its own, never from one below.
 ROOMS = [
-    {"exceptions"},
+    {"exceptions", "_forks"},
     {"_deps", "_params", "_random", "_spread", "_undo", "_writing"},
     {"inputs"},
     {"backbones"},

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from sktl._forks import ForkSafeLock
 from sktl._random import private_torch_rng
 from sktl.backbones._fingerprint import fingerprint
 from sktl.backbones._groups import layer_groups
@@ -164,7 +165,7 @@ class Backbone:
         """Build the module of an unpickled backbone when it is first asked for, or share one that is there already."""
         if name != "module" or "_weights" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with _building:
+        with _building():
             if "module" not in self.__dict__:
                 module = _built.get(self.fingerprint)
                 if module is None:
@@ -190,7 +191,7 @@ def _unpack(weights: Any) -> dict[str, torch.Tensor]:
 
 
 _KEPT = ("name", "recipe", "data_config", "width", "fingerprint")
-_building = RLock()
+_building = ForkSafeLock(RLock)
 _built: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # frozen modules by fingerprint, while in use
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sktl._forks import ForkSafeLock
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
 from sktl.backbones._original import cut_off_head
@@ -28,11 +29,11 @@ class _SharedBackbones:
 
     def __init__(self, capacity: int):
         self._capacity = capacity
-        self._lock = RLock()
+        self._lock = ForkSafeLock(RLock)
         self._entries: OrderedDict[object, Backbone] = OrderedDict()
 
     def get(self, key: object, load: Callable[[], Backbone]) -> Backbone:
-        with self._lock:
+        with self._lock():
             if key not in self._entries:
                 self._entries[key] = load()
                 while len(self._entries) > self._capacity:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sktl._deps import import_extra
+from sktl._forks import follow_forks
 from sktl.backbones import PADDING
 from sktl.embedding import _fusion
 
@@ -332,8 +333,9 @@ class RunnerCache:
         self.max_runners = max_runners
         self._left = []
         self.reset()
+        follow_forks(self)
 
-    def leave_to_parent(self):
+    def start_anew(self):
         """Start anew in a forked child: locks may be held, and runners waited for, by threads that are not there."""
         self._left.append(self._runners)  # to destroy them would wait for those threads as well
         self.reset()
@@ -361,8 +363,6 @@ class RunnerCache:
 
 _RUNNERS = RunnerCache()
 get_runner = _RUNNERS.get
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_RUNNERS.leave_to_parent)
 
 
 def clear_cache():

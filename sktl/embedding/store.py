@@ -1,10 +1,11 @@
 """Stores of embedding rows, keyed by namespace (how a row was computed) and digest (of what)."""
 
-import os
 import threading
 from collections import OrderedDict
 
 import numpy as np
+
+from sktl._forks import follow_forks
 
 DEFAULT_MAX_BYTES = 512 * 2**20
 # What a key, the array object and the dictionary entry take beside the numbers; keeps the bound honest for short rows.
@@ -97,6 +98,7 @@ class MemoryStore(Store):
         self._rows = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        follow_forks(self)
 
     def get_many(self, namespace, digests):
         """Look rows up; see :meth:`Store.get_many`."""
@@ -150,7 +152,7 @@ class MemoryStore(Store):
             self.max_bytes = max_bytes
             self._evict()
 
-    def unlock(self):
+    def start_anew(self):
         """Make a forked child independent of threads that only its parent has."""
         self._lock = threading.Lock()
         self._claims = {}
@@ -235,8 +237,6 @@ class Shelf:
 
 
 _DEFAULT = MemoryStore()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_DEFAULT.unlock)
 
 
 def default_store(max_bytes=None):

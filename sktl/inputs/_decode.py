@@ -14,7 +14,6 @@ What becomes of a picture, whatever its encoding:
 """
 
 import io
-import threading
 
 import numpy as np
 from PIL import (
@@ -29,6 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from sktl._forks import ForkSafeLock
 from sktl.inputs._arrays import to_uint8
 from sktl.inputs._errors import RowError
 
@@ -55,7 +55,7 @@ _16_BIT_AS_I = ("PPM", "PNG")  # Pillow opens 16-bit grey of these as 32-bit int
 
 # The user's own image may stand in several rows, and loading it or reading its EXIF changes it. It cannot carry a lock,
 # nor be a key, so it takes one of these by its address.
-_image_locks = [threading.Lock() for _ in range(61)]
+_image_locks = [ForkSafeLock() for _ in range(61)]
 
 
 def decode(data: bytes, max_pixels: int) -> tuple[np.ndarray, bool]:
@@ -103,7 +103,7 @@ def pillow_to_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
         RGB, upright, on white.
     """
     try:
-        with _image_locks[id(image) // 16 % len(_image_locks)]:
+        with _image_locks[id(image) // 16 % len(_image_locks)]():
             _check_size(image, max_pixels)
             return _to_rgb(image)
     except RowError:

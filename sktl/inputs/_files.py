@@ -3,12 +3,12 @@
 import os
 import re
 import stat
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
+from sktl._forks import ForkSafeLock
 from sktl.inputs._errors import RowError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.ASCII)
@@ -21,7 +21,7 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _SETTLED_NS = 3_000_000_000
-_stream_lock = threading.Lock()  # a file object has one position, and rows are read from several threads
+_stream_lock = ForkSafeLock()  # a file object has one position, and rows are read from several threads
 
 
 def refuse_url(text: str) -> None:
@@ -120,16 +120,16 @@ class DigestMemo:
     def __init__(self, capacity: int):
         self._capacity = capacity
         self._digests: OrderedDict[Hashable, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def get(self, key: Hashable) -> bytes | None:
         """Return a hash if it is known."""
-        with self._lock:
+        with self._lock():
             return self._digests.get(key)
 
     def put(self, key: Hashable, digest: bytes) -> None:
         """Remember a hash; what was put first is forgotten first."""
-        with self._lock:
+        with self._lock():
             self._digests[key] = digest
             while len(self._digests) > self._capacity:
                 self._digests.popitem(last=False)
@@ -155,7 +155,7 @@ def read_stream(stream, max_bytes: int) -> bytes:
         Never empty.
     """
     try:
-        with _stream_lock:
+        with _stream_lock():
             position = stream.tell()
             try:
                 length = stream.seek(0, os.SEEK_END)
