@@ -332,10 +332,6 @@ def _plain_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 # What timm.create_model takes beside the settings of an architecture; some of it makes it read other files.
 _NO_ARCHITECTURE = ("checkpoint_path", "cache_dir", "pretrained", "features_only", "scriptable", "exportable", "no_jit")
-
-
-# What timm.create_model takes beside the settings of an architecture; some of it makes it read other files.
-_NO_ARCHITECTURE = ("checkpoint_path", "cache_dir", "pretrained", "features_only", "scriptable", "exportable", "no_jit")
 # Settings of an encoder by which transformers may fetch and run code.
 _BRINGS_CODE = ("auto_map", "quantization_config", "_implementation", "trust_remote_code", "custom_pipelines", "kernel")
 _BUILT_IN = (None, "sdpa", "eager")
