@@ -1,6 +1,8 @@
 """PretrainedFeatureTransformer's stores: what each parameter bounds, and who finds what there."""
 
 import contextlib
+import copy
+import pickle
 import sqlite3
 
 import numpy as np
@@ -13,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sktl import FineTuneClassifier, PretrainedFeatureTransformer
-from sktl.embedding import DiskStore, _run, default_store, open_store
+from sktl.embedding import DiskStore, MemoryStore, _run, default_store, open_store
 from sktl.exceptions import InputError
 
 MIB = 2**20
@@ -129,6 +131,16 @@ def test_a_damaged_row_is_computed_again_and_replaced(pictures, tmp_path, monkey
     np.testing.assert_array_equal(embed.transform(pictures), first)
     assert Counting.seen - before == 2
     assert images_seen(embed, pictures) == 0
+
+
+def test_copies_share_a_store_in_memory(pictures):
+    """A search clones the estimator for each fit: an empty store in each would keep nothing for the others."""
+    embed = counting(cache_bytes=0, memory=MemoryStore(max_bytes=10**6)).fit(pictures)
+    embed.transform(pictures)
+    assert clone(embed).memory is embed.memory
+    assert copy.deepcopy(counting(memory=embed.memory)).memory is embed.memory
+    assert images_seen(clone(embed).fit(pictures), pictures) == 0
+    assert len(pickle.loads(pickle.dumps(embed.memory))) == 0
 
 
 class Logged(Counting):

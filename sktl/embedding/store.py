@@ -86,6 +86,8 @@ class Store:
 class MemoryStore(Store):
     """Rows kept in this process, the least recently used dropped first.
 
+    Clones of an estimator share the store, and a pickle of it is empty.
+
     Parameters
     ----------
     max_bytes : int, default=512 MiB
@@ -162,6 +164,9 @@ class MemoryStore(Store):
 
     def __setstate__(self, state):
         self.__init__(**state)
+
+    def __deepcopy__(self, memo):
+        return self  # the clones of an estimator are given the same place, as they are with a folder
 
     def clear(self):
         """Forget all rows."""
