@@ -29,8 +29,8 @@ class LoRA(SlowBackbone):
     and as fast as before. Needs the package peft (``pip install 'sktl[peft]'``).
 
     ``partial_fit`` trains the same additions call by call. They go through a pickle with ``warm_start=True``, and
-    through changes of parameters that leave their shapes; else, and after a call that failed, training goes on with new
-    ones, added to the weights as they are, and with nothing that the optimizer knew of the old ones.
+    through changes of parameters that leave their shapes, but for rounding; else, and after a call that failed,
+    training goes on with new ones, on top of the weights as they are, and the optimizer knows nothing of them.
 
     Parameters
     ----------
