@@ -137,6 +137,28 @@ def innermost(model: Any) -> Any:
             return model
 
 
+def labels_and_proba(predictor: Any, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ask for predictions and class probabilities, in one go where there is a way.
+
+    Parameters
+    ----------
+    predictor : estimator or OnnxModel
+        With ``predict``.
+    X : object
+        What it takes.
+
+    Returns
+    -------
+    labels : ndarray
+        What ``predict`` gives.
+    proba : ndarray or None
+        None if it gives no probabilities.
+    """
+    if hasattr(predictor, "predict_with_proba"):
+        return predictor.predict_with_proba(X)
+    return predictor.predict(X), predictor.predict_proba(X) if hasattr(predictor, "predict_proba") else None
+
+
 def check_takes_images(model: Any, asker: str) -> None:
     """Refuse a model that was fitted on texts or numbers, as far as sktl's estimators in it tell.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sktl._deployment import check_takes_images, innermost, take_apart
+from sktl._deployment import check_takes_images, innermost, labels_and_proba, take_apart
 from sktl.cli._folder import find_images
 from sktl.cli._model import load_model
 from sktl.exceptions import InputError
@@ -98,12 +98,13 @@ def _ask(model, paths: list[str]) -> Predictions:
         raise InputError(_SEVERAL_LABELS)
     parts = take_apart(model)
     predictor, X = (parts.predictor, parts.embed(paths)) if parts else (model, paths)  # the network runs once
-    labels = np.asarray(predictor.predict(X))
-    if not hasattr(predictor, "predict_proba"):
+    labels, proba = labels_and_proba(predictor, X)
+    labels = np.asarray(labels)
+    if proba is None:
         return Predictions(paths, labels.tolist(), None, [])
     if labels.ndim > 1:
         raise InputError(_SEVERAL_LABELS)
-    return Predictions(paths, labels.tolist(), predictor.predict_proba(X), np.asarray(model.classes_).tolist())
+    return Predictions(paths, labels.tolist(), proba, np.asarray(model.classes_).tolist())
 
 
 def _print_lines(found: Predictions, with_proba: bool) -> None:

@@ -97,9 +97,8 @@ class OnnxModel:
         InputError
             If rows cannot be read; names them all.
         """
-        if self.kind == "classifier":
-            return np.asarray(self._run(X, "label")).astype(self.classes_.dtype)
-        return self._run(X, "predictions")
+        (predictions,) = self._run(X, "label" if self.kind == "classifier" else "predictions")
+        return self._as_labels(predictions) if self.kind == "classifier" else predictions
 
     @available_if(_gives("probabilities"))
     def predict_proba(self, X) -> np.ndarray:
@@ -115,7 +114,27 @@ class OnnxModel:
         proba : ndarray of shape (n, n_classes), float32
             Columns in the order of ``classes_``.
         """
-        return self._run(X, "probabilities")
+        (proba,) = self._run(X, "probabilities")
+        return proba
+
+    @available_if(_gives("probabilities"))
+    def predict_with_proba(self, X) -> tuple[np.ndarray, np.ndarray]:
+        """Predict labels and class probabilities in one run of the network.
+
+        Parameters
+        ----------
+        X : sequence of images
+            Paths, bytes, Pillow images or arrays.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,) or (n, n_classes)
+            As :meth:`predict` gives them.
+        proba : ndarray of shape (n, n_classes), float32
+            As :meth:`predict_proba` gives them.
+        """
+        labels, proba = self._run(X, "label", "probabilities")
+        return self._as_labels(labels), proba
 
     @available_if(_gives("embeddings", "transformed"))
     def transform(self, X) -> np.ndarray:
@@ -131,10 +150,15 @@ class OnnxModel:
         embeddings : ndarray of shape (n, width), float32
             One row per image.
         """
-        return self._run(X, "transformed" if "transformed" in self.outputs else "embeddings")
+        (embeddings,) = self._run(X, "transformed" if "transformed" in self.outputs else "embeddings")
+        return embeddings
 
-    def _run(self, X, output: str) -> np.ndarray:
-        return np.concatenate([self._session.run([output], {INPUT: pixels})[0] for pixels in self._batches(X)])
+    def _run(self, X, *outputs: str) -> list[np.ndarray]:
+        parts = [self._session.run(list(outputs), {INPUT: pixels}) for pixels in self._batches(X)]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def _as_labels(self, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(labels).astype(self.classes_.dtype)
 
     def _batches(self, X):
         """Yield arrays of shape (n, height, width, 3); if rows cannot be read, look at all of them and name them."""

@@ -8,7 +8,7 @@ import torch
 from sklearn import config_context
 from sklearn.utils.validation import check_is_fitted
 
-from sktl._deployment import Parts, check_takes_images, innermost, take_apart
+from sktl._deployment import Parts, check_takes_images, innermost, labels_and_proba, take_apart
 from sktl.embedding import embed_with_stats
 from sktl.embedding.engine import make_plan
 from sktl.embedding.passes import Passes
@@ -182,8 +182,8 @@ class ServedModel:
             Contents of files.
         """
         try:
-            predictions = _plain(self.model.predict(images))
-            return Answer(predictions, self.model.predict_proba(images) if self.has_proba else None, None)
+            labels, proba = labels_and_proba(self.model, images)
+            return Answer(_plain(labels), proba, None)
         except InputError as error:
             if not error.rows:
                 raise

@@ -5,6 +5,7 @@ import csv
 import io
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small_models import make_network
 
@@ -13,6 +14,8 @@ from sktl.cli import main
 
 for package in ("onnx", "onnxruntime", "onnxscript", "skl2onnx"):
     pytest.importorskip(package, reason='needs the extra: pip install "sktl[onnx]"')
+
+from sktl.export import OnnxModel  # noqa: E402
 
 
 def run(*words):
@@ -50,6 +53,17 @@ def test_graph_and_estimator_predict_the_same(model, exported, image_folder):
         ):
             assert found[:2] == expected[:2]
             assert [float(value) for value in found[2:]] == pytest.approx(list(map(float, expected[2:])), abs=0.01)
+
+
+def test_graph_runs_once_per_file(exported, image_paths, monkeypatch):
+    read, runs = OnnxModel._batches, []
+    monkeypatch.setattr(OnnxModel, "_batches", lambda model, X: runs.append(len(X)) or read(model, X))
+    done = run("predict", exported, *image_paths[0][:3], "--csv")
+    assert (done.code, runs) == (0, [3])
+    labels, proba = OnnxModel(exported).predict_with_proba(image_paths[0][:3])
+    assert [row["label"] for row in csv.DictReader(done.out.splitlines())] == labels.tolist()
+    np.testing.assert_array_equal(labels, OnnxModel(exported).predict(image_paths[0][:3]))
+    np.testing.assert_array_equal(proba, OnnxModel(exported).predict_proba(image_paths[0][:3]))
 
 
 def test_bad_files_are_reported_and_the_others_predicted(exported, image_paths, tmp_path):
