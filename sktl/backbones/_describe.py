@@ -30,6 +30,11 @@ _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _NO_STEPS = ((None, None), (None, None))
 _LOAD_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+# Methods that change a list, dict, set or deque.
+_WRITING = {
+    *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "pop", "popitem", "popleft"),
+    *("remove", "reverse", "rotate", "setdefault", "sort", "update"),
+}
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 # torch's own bookkeeping, and timm's notes on where a network comes from.
 NOT_SETTINGS = {*vars(nn.Module()), "pretrained_cfg", "default_cfg"}
@@ -300,7 +305,8 @@ def _function_of(value: Any) -> FunctionType | None:
 def _names_used(codes: list[CodeType]) -> tuple[set[str], set[str]]:
     """Return the global names that code reads, and those that it writes itself; ``Net.calls`` is one, written so.
 
-    A name is written by an assignment, ``name += 1`` and ``name.append(...)``, and so is an attribute of a global one.
+    A name is written by an assignment, ``name += 1`` and calls such as ``name.append(...)``; an attribute of a global
+    one, too.
     """
     read, written = set(), set()
     for code in codes:
@@ -311,11 +317,11 @@ def _names_used(codes: list[CodeType]) -> tuple[set[str], set[str]]:
             if operation not in ("LOAD_GLOBAL", "LOAD_NAME"):
                 continue
             read.add(name)
-            if second in _LOAD_ATTRIBUTE and attribute == "append":
+            if second in _LOAD_ATTRIBUTE and attribute in _WRITING:
                 written.add(name)
             if second == "COPY" and third == "LOAD_ATTR":
                 written.add(f"{name}.{method}")
-            if second == "LOAD_ATTR" and third in _LOAD_ATTRIBUTE and method == "append":
+            if second == "LOAD_ATTR" and third in _LOAD_ATTRIBUTE and method in _WRITING:
                 written.add(f"{name}.{attribute}")
     return read, written
 
