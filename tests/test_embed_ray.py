@@ -139,6 +139,7 @@ def test_tune_stops_trials_that_lag(tmp_path):
             mode="min",
             scheduler=tune.schedulers.ASHAScheduler(max_t=6, grace_period=1, reduction_factor=2),
             max_concurrent_trials=1,
+            reuse_actors=True,  # a process that has imported torch already
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     )
