@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from copy import copy
 from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sktl._base import SHARED_CONSTRAINTS, EmbeddingMixin, ImageEstimator
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
-from sktl.backbones import POOLINGS
+from sktl.backbones import POOLINGS, FeatureView
 from sktl.embedding import EmbeddingStats, resolve_devices
 from sktl.exceptions import InputError
 from sktl.inputs import MAX_PIXELS
@@ -109,7 +109,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     Notes
     -----
-    ``fit`` loads the backbone and, for rows of numbers, learns how they become pixels; it computes no embedding.
+    ``fit`` loads the backbone and, for rows of numbers, learns how they become pixels; it computes no embedding. What
+    the embedding is (``backbone``, ``layer``, ``pooling``, ``normalize``, ``tta``) changes with the next ``fit`` only.
 
     Examples
     --------
@@ -206,6 +207,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         with as_before_on_failure(self):
             X = self._check_input(X, reset=True)
             self.backbone_ = self._load_backbone()
+            self._choice = self._chosen()
             self._n_features_out = self._view.width
             self._learn_scaling(X)
             tasks.finish()
@@ -296,12 +298,14 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         nothing = self._as_output(np.empty((0, self._view.width), dtype=np.float32))
         return _wrap_data_with_container("transform", nothing, batch, self)
 
-    @property
-    def _view(self):
+    def _chosen(self) -> dict[str, Any]:
         layer = list(self.layer) if isinstance(self.layer, (list, tuple)) else self.layer
-        return self.backbone_.feature_view(
-            layer=layer, pooling=self.pooling, normalize=bool(self.normalize), tta=self.tta
-        )
+        return {"layer": layer, "pooling": self.pooling, "normalize": bool(self.normalize), "tta": self.tta}
+
+    @property
+    def _view(self) -> FeatureView:
+        """What was chosen in ``fit``, whatever the parameters have become since; older files do not tell it."""
+        return self.backbone_.feature_view(**getattr(self, "_choice", None) or self._chosen())
 
 
 def _has_rows(X) -> bool:

@@ -1,5 +1,6 @@
 """PretrainedFeatureTransformer: the same picture gives the same embedding, whatever surrounds it."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,26 @@ def test_output_container_of_a_pipeline_with_a_classifier(embed, image_paths):
     with sklearn.config_context(transform_output="pandas"):
         model = make_pipeline(embed, LogisticRegression(max_iter=1000)).fit(X, y)
         assert model.score(X, y) > 0.9
+
+
+OTHER_EMBEDDINGS = [{"layer": 0}, {"layer": ["act1", -1]}, {"pooling": "none"}, {"pooling": "max"}, {"normalize": True}]
+
+
+@pytest.mark.parametrize("changed", [*OTHER_EMBEDDINGS, {"tta": "hflip"}, {"layer": "gone"}, {"pooling": "mean"}])
+def test_what_the_embedding_is_holds_until_the_next_fit(embed, paths, changed):
+    expected = embed.fit(paths).transform(paths)
+    embed.set_params(**changed)
+    for fitted in (embed, pickle.loads(pickle.dumps(embed))):
+        np.testing.assert_array_equal(fitted.transform(paths), expected)
+        assert len(fitted.get_feature_names_out()) == expected.shape[1]
+
+
+@pytest.mark.parametrize("changed", OTHER_EMBEDDINGS)
+def test_a_changed_embedding_begins_with_the_next_fit(embed, paths, changed):
+    before = embed.fit(paths).transform(paths)
+    after = embed.set_params(**changed).fit(paths).transform(paths)
+    assert not np.array_equal(after, before)
+    assert embed.get_feature_names_out().shape == (after.shape[1],)
 
 
 def test_unfitted_is_said(embed, paths):
