@@ -107,6 +107,24 @@ def test_a_single_image_is_to_be_in_a_list(model, paths, kind):
         model.partial_fit(X, ["a"], classes=["a", "b"])
 
 
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_all_bad_rows_are_named_at_once_and_in_their_order(paths, y, tmp_path, strategy, call):
+    (tmp_path / "page.png").write_text("<html>not found</html>")
+    (tmp_path / "copy.png").write_text("<html>not found</html>")  # of the same content and class
+    (tmp_path / "text.png").write_text("no picture")
+    bad = {2: "page.png", 4: "gone.png", 5: "copy.png", 8: "text.png", 9: "lost.png"}
+    X = [str(tmp_path / bad[row]) if row in bad else path for row, path in enumerate(paths)]
+    model = make_model(strategy, image_shape=None)
+    with pytest.raises(InputError, match=r"5 .*rows of X cannot be used") as caught:
+        getattr(model, call)(X, y, **({"classes": np.unique(y)} if call == "partial_fit" else {}))
+    assert [row.index for row in caught.value.rows] == list(bad)
+    lines = str(caught.value).splitlines()[1:]
+    for line, name, reason in zip(lines, bad.values(), ["HTML", "no such", "HTML", "format", "no such"], strict=True):
+        assert name in line
+        assert reason in line
+
+
 @pytest.mark.parametrize("row", [0, 1])
 def test_broken_rows_of_validation_are_told_from_those_of_training(paths, y, row):
     broken = [Path(path).read_bytes() for path in paths[:4]]

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
+from sktl._finetuning._telling import all_bad_rows_named
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
 from sktl.backbones import Backbone
@@ -106,17 +108,18 @@ class FineTuner(PassByPass):
             seed = current_peers().agree(seed)
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
             groups = self._check_groups(X, groups)
-            rows, targets, merged = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
-            self.training_data_ = describe_rows(rows, targets)
-            if validation is None:
-                groups = None if groups is None else groups_of_merged(groups[counting], merged)
-                rows, targets, validation, held_out = self._hold_out(rows, targets, groups, seed)
-                self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
-            targets, validation = self._scale_targets(targets, validation, goes_on)
-            self._end_passes()
-            self._forget_learning_rate()
-            checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
-            self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
+            with nullcontext() if strategy.trains_backbone else all_bad_rows_named(rows):
+                rows, targets, merged = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
+                self.training_data_ = describe_rows(rows, targets)
+                if validation is None:
+                    groups = None if groups is None else groups_of_merged(groups[counting], merged)
+                    rows, targets, validation, held_out = self._hold_out(rows, targets, groups, seed)
+                    self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
+                targets, validation = self._scale_targets(targets, validation, goes_on)
+                self._end_passes()
+                self._forget_learning_rate()
+                checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
+                self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
             n_passes = len(self.history_) - (0 if checkpoint is None else checkpoint.n_epochs_found)
             self.images_per_second_ = len(targets) * n_passes / self.fit_seconds_

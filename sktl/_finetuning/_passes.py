@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from sktl._finetuning._going_on import (
     settings_of_passes,
 )
 from sktl._finetuning._rows import TrainingRows
+from sktl._finetuning._telling import all_bad_rows_named
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
@@ -61,13 +63,14 @@ class PassByPass(TrainingRows):
         else:
             self._follow_parameters()
         rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
-        rows, targets, _ = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
-        targets, _ = self._scale_targets(targets, None, not first)
-        if getattr(self, "_passes", None) is None:
-            self._passes = self._begin_passes(first)
-            self._settings_of_passes = settings_of_passes(self)
-        self.__dict__.pop("training_data_", None)  # it was of one fit
-        self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
+        with nullcontext() if self.strategy_.trains_backbone else all_bad_rows_named(rows):
+            rows, targets, _ = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
+            targets, _ = self._scale_targets(targets, None, not first)
+            if getattr(self, "_passes", None) is None:
+                self._passes = self._begin_passes(first)
+                self._settings_of_passes = settings_of_passes(self)
+            self.__dict__.pop("training_data_", None)  # it was of one fit
+            self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
         self.fit_seconds_ += time.perf_counter() - started
         self.images_per_second_ = len(targets) / self.history_[-1]["dur"]

@@ -2,7 +2,7 @@
 
 from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
 from sktl.training.checkpoint import Checkpoint, describe, describe_fit, describe_parameters
-from sktl.training.data import Targets, TrainingData, describe_rows, merge_duplicates
+from sktl.training.data import Targets, TrainingData, describe_rows, map_rows, merge_duplicates
 from sktl.training.head import (
     fit_linear_head,
     fit_multilabel_head,
@@ -52,6 +52,7 @@ __all__ = [
     "head_outputs",
     "make_head",
     "make_net",
+    "map_rows",
     "merge_duplicates",
     "pack_head",
     "plain_callbacks",
