@@ -122,8 +122,15 @@ def take_apart(model: Any) -> Parts | None:
 
 
 def _steps_of(model: Pipeline) -> list[tuple[str, Any]]:
-    """Return the steps of a pipeline that do something, by name."""
-    return [(name, step) for name, step in model.steps if step is not None and not isinstance(step, str)]
+    """Return the steps of a pipeline that do something, by name; those of a pipeline in it stand in its place."""
+    steps = []
+    for name, step in model.steps:
+        step = innermost(step)
+        if isinstance(step, Pipeline):
+            steps += [(f"{name}.{inner}", each) for inner, each in _steps_of(step)]
+        elif step is not None and not isinstance(step, str):
+            steps.append((name, step))
+    return steps
 
 
 def innermost(model: Any) -> Any:

@@ -35,7 +35,8 @@ def export_onnx(estimator, path) -> Path:
     estimator : estimator
         A fitted :class:`PretrainedFeatureTransformer`, :class:`FineTuneClassifier` or :class:`FineTuneRegressor` with
         any strategy, a ``Pipeline`` that begins with one and goes on with scikit-learn's own models (steps that are
-        ``"passthrough"`` count for nothing), or a search around one of these, whose best estimator is taken.
+        ``"passthrough"`` count for nothing, and those of a pipeline in it as if they stood in its place), or a search
+        around one of these, whose best estimator is taken.
     path : path-like
         The file to write, by custom ``*.onnx``. It appears when it is complete; a file of that name stays as it is
         until then.

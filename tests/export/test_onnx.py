@@ -172,6 +172,14 @@ def test_steps_that_are_left_out(place, shapes):
     np.testing.assert_allclose(graph.predict_proba(shapes[0]), model.predict_proba(shapes[0]), atol=1e-4)
 
 
+def test_steps_that_are_left_out_of_a_pipeline_in_a_pipeline(shapes):
+    first = make_pipeline(None, embed(), "passthrough")
+    last = make_pipeline("passthrough", StandardScaler(), make_pipeline("passthrough"), LogisticRegression())
+    model = make_pipeline(first, make_pipeline("passthrough"), last).fit(*shapes)
+    graph = OnnxModel(to_onnx(model))
+    np.testing.assert_allclose(graph.predict_proba(shapes[0]), model.predict_proba(shapes[0]), atol=1e-4)
+
+
 def test_step_that_a_search_leaves_out(shapes):
     pipeline = make_pipeline(embed(), StandardScaler(), LogisticRegression())
     search = GridSearchCV(pipeline, {"standardscaler": ["passthrough"]}, cv=2).fit(*shapes)

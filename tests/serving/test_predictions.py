@@ -97,6 +97,13 @@ def test_steps_that_are_left_out(place, image_paths, contents):
     np.testing.assert_array_equal(served_proba(model, contents[:5]), model.predict_proba(contents[:5]))
 
 
+def test_steps_of_a_pipeline_in_a_pipeline(image_paths, contents):
+    embed, *rest = (step for _, step in make_pipe(LogisticRegression()).steps)
+    model = make_pipeline(make_pipeline("passthrough", embed, None), make_pipeline("passthrough", *rest))
+    model.fit(*image_paths)
+    np.testing.assert_array_equal(served_proba(model, contents[:5]), model.predict_proba(contents[:5]))
+
+
 FIRST = [f"pretrainedfeaturetransformer{number}" for number in range(3)]
 
 
