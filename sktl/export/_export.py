@@ -69,7 +69,8 @@ def export_onnx(estimator, path) -> Path:
     the classic steps; the network's part is run by onnxruntime and compared with torch before anything is written.
 
     The metadata, strings of JSON, holds ``sktl.classes``, ``sktl.preprocessing`` (the backbone's data config: input
-    size, interpolation, crop, mean and standard deviation), ``sktl.kind``, ``sktl.backbone`` and ``sktl.versions``.
+    size, interpolation, crop, mean and standard deviation), ``sktl.channels`` (which axis of arrays that is, for
+    :class:`sktl.export.OnnxModel`), ``sktl.kind``, ``sktl.backbone`` and ``sktl.versions``.
 
     Examples
     --------
@@ -194,6 +195,7 @@ def _describe(model: Any, parts: Parts) -> None:
         "classes": None if classes is None else classes.tolist(),
         "multilabel": parts.is_multilabel,
         "preprocessing": config,
+        "channels": parts.reader.channels,
         "backbone": parts.reader.backbone_.name,
         "versions": {name: version(name) for name in ("sktl", "torch", "timm", "scikit-learn")},
     }

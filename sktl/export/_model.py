@@ -31,7 +31,8 @@ class OnnxModel:
     source : path-like or bytes
         The file, or its content.
     channels : {"first", "last"}, default=None
-        Which axis of arrays holds the channels. None finds out from the shape, and refuses shapes that leave it open.
+        Which axis of arrays holds the channels. None takes what the estimator was given; without that the shape tells,
+        and shapes that leave it open are refused.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
     max_pixels : int, default=89_478_485
@@ -66,9 +67,10 @@ class OnnxModel:
 
     def __init__(self, source, *, channels=None, root=None, max_pixels: int = MAX_PIXELS, batch_size: int = 16):
         content = source if isinstance(source, bytes) else Path(os.fspath(source)).read_bytes()
-        self.channels, self.root, self.max_pixels, self.batch_size = channels, root, max_pixels, batch_size
+        self.root, self.max_pixels, self.batch_size = root, max_pixels, batch_size
         self._session = open_session(content)
         facts = _facts(self._session)
+        self.channels = facts.get("channels") if channels is None else channels  # older files do not tell
         self.kind = facts["kind"]
         self.data_config = facts["preprocessing"]
         self.backbone = facts["backbone"]

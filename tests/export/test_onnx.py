@@ -354,6 +354,14 @@ class TestOnnxModel:
         (tmp_path / "model.onnx").write_bytes(exported[1])
         assert OnnxModel(tmp_path / "model.onnx").classes_.tolist() == ["disc", "square", "stripes"]
 
+    def test_channels_of_the_estimator_hold_unless_others_are_given(self, rng):
+        X = rng.integers(0, 256, (4, 3, 16, 3), dtype=np.uint8)
+        model = embed(channels="first").fit(X)
+        content = to_onnx(model)
+        np.testing.assert_allclose(OnnxModel(content).transform(X), model.transform(X), atol=1e-4)
+        last = OnnxModel(content, channels="last").transform(X.transpose(0, 2, 3, 1))
+        np.testing.assert_allclose(last, model.transform(X), atol=1e-4)
+
     def test_channels_of_arrays_that_leave_it_open(self, exported, rng):
         model, content = exported
         X = rng.integers(0, 256, (2, 3, 32, 3), dtype=np.uint8)
