@@ -133,8 +133,8 @@ class JointTraining(SlowBackbone):
 
     Notes
     -----
-    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Columns
-    of pandas and polars come back as arrays.
+    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Frames
+    of pandas and polars, and their columns, come back as arrays.
     ``augment=`` and ``mixup=`` of the estimator vary the new images alone.
 
     References
@@ -179,9 +179,9 @@ class JointTraining(SlowBackbone):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hold columns of frames as arrays, for which files without pickle have a form."""
+        """Hold frames and their columns as arrays, for which files without pickle have a form."""
         state = super().__getstate__()
-        return {**state, "X": _plain_column(state["X"]), "y": _plain_column(state["y"])}
+        return {**state, "X": _as_array(state["X"]), "y": _as_array(state["y"])}
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
         self._draw_original = start.draw_original
@@ -199,6 +199,6 @@ class JointTraining(SlowBackbone):
         del self._draw_original
 
 
-def _plain_column(values: Any) -> Any:
-    is_column = hasattr(values, "to_numpy") and len(getattr(values, "shape", ())) == 1
-    return values.to_numpy() if is_column else values
+def _as_array(values: Any) -> Any:
+    is_of_frame = hasattr(values, "to_numpy") and len(getattr(values, "shape", ())) in (1, 2)
+    return values.to_numpy() if is_of_frame else values

@@ -278,14 +278,17 @@ def test_missing_file(tmp_path):
         sktl.load(tmp_path)
 
 
-def test_columns_of_old_images_come_back_as_arrays(image_paths, tmp_path):
+@pytest.mark.parametrize("kind", ["columns", "frames"])
+def test_frames_of_old_images_come_back_as_arrays(image_paths, tmp_path, kind):
     pandas = pytest.importorskip("pandas")
     old = pandas.DataFrame({"path": image_paths[0][15:], "label": image_paths[1][15:]})
-    model = FineTuneClassifier(strategy=JointTraining(old["path"], old["label"]), image_size=32, max_epochs=1)
-    model.set_params(random_state=0).fit(image_paths[0][:15], image_paths[1][:15])
+    given = (old["path"], old["label"]) if kind == "columns" else (old[["path"]], old["label"])
+    model = FineTuneClassifier(strategy=JointTraining(*given), image_size=32, max_epochs=1)
+    new = image_paths[0][:15] if kind == "columns" else pandas.DataFrame({"path": image_paths[0][:15]})
+    model.set_params(random_state=0).fit(new, image_paths[1][:15])
     restored = round_trip(model, tmp_path)
     assert type(restored.strategy.X) is np.ndarray
     expected = model.predict_proba_original(old["path"])
     np.testing.assert_array_equal(restored.predict_proba_original(old["path"]), expected)
-    again = clone(restored).fit(image_paths[0][:15], image_paths[1][:15])
+    again = clone(restored).fit(new, image_paths[1][:15])
     np.testing.assert_array_equal(again.predict_proba_original(old["path"]), expected)
