@@ -17,7 +17,6 @@ from sktl.cli._data import LabelledImages, load_images, without
 from sktl.cli._output import make_writable
 from sktl.cli._results import Result, make_table, say_next, write_results
 from sktl.embedding import resolve_device
-from sktl.inputs import RowError, open_rows
 from sktl.strategies import resolve_strategy
 from sktl.transformer import PretrainedFeatureTransformer
 
@@ -47,7 +46,6 @@ def run_compare(arguments) -> int:
     network = _network(arguments, images)
     _introduce(images, arguments)
     images = _embed_all(images, network, arguments.cv)
-    _warn_of_shared(images)
     folder = Path(arguments.out or Path("sktl-compare", images.name))
     make_writable(folder)  # better known now than after minutes of work
     candidates = make_candidates(
@@ -104,32 +102,26 @@ def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -
     transformer.fit(images.train.X)
     side = "x".join(map(str, transformer.backbone_.data_config["input_size"][1:]))
     print(f"backbone {network['backbone']} at {side} pixels on {resolve_device(network['device'])}", flush=True)
-    bad = [np.isnan(transformer.transform(part.X)[:, 0]) for part in (images.train, images.test)]
+    parts = (images.train, images.test)
+    told = [transformer._transform_with_stats(part.X)[1] for part in parts]
     print(f"embedded all images once, for all that follows: {time.perf_counter() - started:.1f} s\n", flush=True)
-    if not any(part.any() for part in bad):
-        return images
-    for part, is_bad in zip((images.train, images.test), bad, strict=True):
-        _report_bad(part.take(np.flatnonzero(is_bad)).X)
-    return without(images, *bad, n_splits)
+    for part, stats in zip(parts, told, strict=True):
+        for row in stats.bad:
+            print(f"sktl: warning: {part.X[row.index]} is left out: {row.reason}", file=sys.stderr)
+    is_bad = [np.isin(np.arange(stats.rows), [row.index for row in stats.bad]) for stats in told]
+    if any(part.any() for part in is_bad):
+        images = without(images, *is_bad, n_splits)
+    learnt, tested = (np.array(stats.digests, dtype=object)[~bad] for stats, bad in zip(told, is_bad, strict=True))
+    _warn_of_shared(set(learnt), list(tested))
+    return images
 
 
-def _report_bad(X) -> None:
-    for index, path in enumerate(X):
-        reason = "its embedding is not finite"
-        try:
-            open_rows(X)[index].pixels()
-        except RowError as error:
-            reason = str(error)
-        print(f"sktl: warning: {path} is left out: {reason}", file=sys.stderr)
-
-
-def _warn_of_shared(images: LabelledImages) -> None:
+def _warn_of_shared(learnt: set[bytes], tested: list[bytes]) -> None:
     """Say how many images of the test can be learnt by heart."""
-    learnt = {row.digest for row in open_rows(images.train.X)}
-    n_shared = sum(row.digest in learnt for row in open_rows(images.test.X))
+    n_shared = sum(digest in learnt for digest in tested)
     if n_shared:
         print(
-            f"sktl: warning: {n_shared:,} of the {len(images.test):,} images of the test are among those to learn from "
+            f"sktl: warning: {n_shared:,} of the {len(tested):,} images of the test are among those to learn from "
             "too; the accuracy in the test is too high",
             file=sys.stderr,
         )
