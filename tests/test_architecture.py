@@ -1,6 +1,7 @@
 """The plan of the house, checked: who may import whom, which room knows which library, how long things may get."""
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -26,7 +27,6 @@ ROOMS = [
     {"transformer", "finetune", "regression", "scalar_mix", "text_statistics"},
     {"_deployment"},
     {"export"},
-    {"selection"},
     {"plots", "distributed", "serving", "testing", "cli", "__main__"},  # leaves
 ]
 ROOM_OF_ROOT = len(ROOMS)  # sktl/__init__.py gathers the public names: only the leaves may import it
@@ -211,7 +211,20 @@ def test_public_strategies():
 
 
 def test_every_module_has_a_room():
-    assert {room_of(name) for name in FILES} - {""} <= set(RANK)
+    assert {room_of(name) for name in FILES} - {""} == set(RANK)
+
+
+def test_the_table_of_rooms_is_true():
+    page = (PACKAGE.parent / "docs" / "contributing.rst").read_text(encoding="utf-8")
+    _, table = page.partition(":widths: 26 52 22\n")[::2]
+    rows = [row.split("\n     -") for row in table.partition("\n\nnumpy, torch")[0].split("\n   * - ")[2:]]
+    rooms = [[name.removesuffix(".py").rstrip("/") for name in re.findall("``(.+?)``", row[0])] for row in rows]
+    told = [room for each in rooms for room in each]
+    assert set(told) == set(RANK)
+    assert [RANK[room] for room in told] == sorted(RANK[room] for room in told)
+    for names, (_, _, libraries) in zip(rooms, rows, strict=True):
+        known = {library.partition(".")[0] for library, importers in IMPORTERS.items() if importers & set(names)}
+        assert set(re.findall("``(.+?)``", libraries)) == known, names
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if room_of(name)])
