@@ -76,7 +76,7 @@ def make_card(info: ModelInfo, *, license: str | None = None) -> ModelCard:
         intro=f"A fitted `{info.estimator}` on `{names}`.",
         file=Path(info.path).name,
         trusted=f", trusted={info.untrusted!r}" if info.untrusted else "",
-        method="transform" if info.task == "transformer" else "predict",
+        method="transform" if info.task in ("transformer", None) else "predict",  # older files know no transformers
         row='"A text, not the name of a file."' if _is_of_texts(info) else '"picture.jpg"',
         install='pip install "sktl[text]"' if _is_of_texts(info) else "pip install sktl",
         facts=str(info),

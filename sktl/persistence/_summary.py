@@ -27,7 +27,7 @@ def summarize(estimator: BaseEstimator) -> dict[str, Any]:
     parts = list(_parts_with_networks(estimator, set(), 0))
     return {
         "estimator": " > ".join(_names(estimator)),
-        "task": get_tags(estimator).estimator_type,
+        "task": get_tags(estimator).estimator_type or ("transformer" if hasattr(estimator, "transform") else None),
         "classes": _plain_classes(estimator),
         "networks": list({part.backbone_.fingerprint: _describe(part) for part in parts}.values()),
         "training_data": next((part.training_data_ for part in parts if hasattr(part, "training_data_")), None),

@@ -1,5 +1,6 @@
 """The card says what is in a file, and goes to the hub with it."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,15 @@ def hub(monkeypatch):
     FakeHub.repositories.clear()
     monkeypatch.setattr(_card, "HfApi", FakeHub)
     return FakeHub.repositories
+
+
+def test_card_of_a_transformer_transforms(tmp_path):
+    sktl.save(sktl.PretrainedFeatureTransformer(image_size=32).fit(["any.png"]), tmp_path / "embed.sktl")
+    info = sktl.inspect(tmp_path / "embed.sktl")
+    assert info.task == "transformer"
+    assert 'model.transform(["picture.jpg"])' in str(make_card(info))
+    older = dataclasses.replace(info, task=None)
+    assert 'model.transform(["picture.jpg"])' in str(make_card(older))
 
 
 def test_card_is_one_for_the_hub(saved):
