@@ -21,8 +21,9 @@ def open_store(memory):
 
     Returns
     -------
-    store : DiskStore, ObjectStore or None
-        None if there is no folder. The same store for the same folder or URL, as long as it is in use.
+    store : Store or None
+        None if there is no folder; a store as it is. The same store for the same folder or URL, as long as it is in
+        use.
     """
     if isinstance(memory, joblib.Memory):
         memory = memory.location

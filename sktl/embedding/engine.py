@@ -160,8 +160,9 @@ def embed(
 
     batch_size : int or "auto", default="auto"
         Rows per forward pass; each pass is filled up to this number. "auto" takes 256 on a GPU; on a CPU, where every
-        core runs a pass of its own, 16 for a network of less than 5 million parameters and 8 for others. A pass that
-        does not fit into memory is repeated in halves.
+        core runs a pass of its own, 16 for a network of less than 5 million parameters and 8 for others. Of texts it
+        takes as many as make 32,768 tokens on a GPU and 512 on a CPU. A pass that does not fit into memory is repeated
+        in halves.
 
     n_threads : int or None, default=None
         Threads that decode (and, on a CPU, compute); None takes as many as torch would use.

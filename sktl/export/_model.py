@@ -178,7 +178,7 @@ class OnnxModel:
                 if not bad:
                     yield np.stack(pixels)
         if bad:
-            raise_bad_rows(sorted(bad), len(rows))
+            raise_bad_rows(bad, len(rows))
 
 
 def _facts(session) -> dict:

@@ -33,7 +33,7 @@ def raise_bad_rows(bad: Sequence[BadRow], n_rows: int | None = None) -> NoReturn
     Raises
     ------
     InputError
-        Always; its ``rows`` holds all of ``bad``, in their order, its message the first 20.
+        Always; its ``rows`` holds all of ``bad``, sorted by index, its message the first 20.
     """
     bad = sorted(bad)
     total = "" if n_rows is None else f" of {n_rows:,}"

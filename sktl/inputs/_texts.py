@@ -196,8 +196,6 @@ def find_texts(X):
     if is_single(X):
         raise InputError(f"X must hold rows, got a single text ({type(X).__name__}) instead; wrap it in a list: [X]")
     refuse_unordered(X)
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUST":
-        X = X[:, 0]
     column = find_column(X)
     if column is not None:
         return column
