@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
+from sktl._deployment import Parts
 from sktl._deps import import_extra
 from sktl.exceptions import ExportError
 from sktl.export._names import ML_OPSET, OPSET
@@ -14,19 +16,15 @@ from sktl.export._quiet import quiet
 _PREFIX = "classic_"
 
 
-def append_classic(network: Any, steps: Pipeline, width: int, kind: str, caller: str) -> Any:
+def append_classic(network: Any, parts: Parts, caller: str) -> Any:
     """Put the remaining steps of a pipeline behind a network that gives embeddings.
 
     Parameters
     ----------
     network : onnx.ModelProto
         With one output, ``embeddings``.
-    steps : Pipeline
-        Fitted; takes embeddings.
-    width : int
-        Number of values per embedding.
-    kind : {"classifier", "regressor", "transformer"}
-        What the last step is.
+    parts : Parts
+        Of a fitted pipeline.
     caller : str
         Opens the message if the extra is missing.
 
@@ -41,7 +39,7 @@ def append_classic(network: Any, steps: Pipeline, width: int, kind: str, caller:
         If skl2onnx cannot convert a step.
     """
     compose = import_extra("onnx.compose", extra="onnx", caller=caller)
-    classic = _convert(steps, width, caller)
+    classic = _convert(parts.rest, parts.view.width, caller)
     classic.ir_version = network.ir_version
     outputs = [value.name for value in classic.graph.output]
     merged = compose.merge_models(
@@ -49,8 +47,10 @@ def append_classic(network: Any, steps: Pipeline, width: int, kind: str, caller:
         compose.add_prefix(classic, _PREFIX),
         io_map=[("embeddings", f"{_PREFIX}embeddings")],
     )
-    for name, old in zip(_output_names(steps, kind), outputs, strict=True):
+    for name, old in zip(_output_names(parts.rest, parts.kind), outputs, strict=True):
         _rename(merged.graph, _PREFIX + old, name)
+    if parts.kind == "regressor" and _gives_flat_numbers(parts):
+        _flatten(merged.graph, import_extra("onnx.helper", extra="onnx", caller=caller))
     return merged
 
 
@@ -96,6 +96,22 @@ def _output_names(steps: Pipeline, kind: str) -> list[str]:
     if kind == "classifier":
         return ["label", "probabilities" if hasattr(steps, "predict_proba") else "scores"]
     return ["predictions"] if kind == "regressor" else ["transformed"]
+
+
+def _gives_flat_numbers(parts: Parts) -> bool:
+    return np.ndim(parts.predictor.predict(np.zeros((1, parts.view.width), dtype=np.float32))) == 1
+
+
+def _flatten(graph: Any, helper: Any) -> None:
+    """Take from predictions of shape (n, 1), which skl2onnx gives for all regressors, the second axis."""
+    flat, column, shape = "predictions", f"{_PREFIX}column", f"{_PREFIX}flat"
+    _rename(graph, flat, column)
+    (given,) = graph.output
+    kind = given.type.tensor_type
+    graph.initializer.append(helper.make_tensor(shape, helper.np_dtype_to_tensor_dtype(np.dtype(np.int64)), [1], [-1]))
+    graph.node.append(helper.make_node("Reshape", [column, shape], [flat]))
+    graph.output.append(helper.make_tensor_value_info(flat, kind.elem_type, [kind.shape.dim[0].dim_param or None]))
+    graph.output.remove(given)
 
 
 def _rename(graph: Any, old: str, new: str) -> None:

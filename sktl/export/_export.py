@@ -64,7 +64,7 @@ def export_onnx(estimator, path) -> Path:
     -----
     Outputs are, for classifiers, ``label`` of shape (n,), of the type of ``classes_``, and ``probabilities`` of shape
     (n, n_classes), float32 (``scores`` where the model gives no probabilities), and for labels in columns ``label`` of
-    shape (n, n_classes), int64; for regressors ``predictions``; for
+    shape (n, n_classes), int64; for regressors ``predictions``, of the shape that they give themselves; for
     transformers ``embeddings`` (``transformed`` behind further steps). torch's exporter writes the network, skl2onnx
     the classic steps; the network's part is run by onnxruntime and compared with torch before anything is written.
 
@@ -107,7 +107,7 @@ def to_onnx(estimator) -> bytes:
     parts = _check(estimator)
     model = network_graph(parts, _head(parts))
     if parts.rest is not None and not parts.has_head:
-        model = append_classic(model, parts.rest, parts.view.width, parts.kind, CALLER)
+        model = append_classic(model, parts, CALLER)
     elif parts.kind == "classifier" and not parts.is_multilabel:
         _append_labels(model, classes_of(parts))
     _describe(model, parts)

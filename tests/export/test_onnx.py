@@ -109,14 +109,17 @@ def test_pipelines_with_classic_models(last, output, method, shapes):
         np.testing.assert_array_equal(OnnxModel(content).predict(shapes[0]), model.predict(shapes[0]))
 
 
-def test_pipelines_with_classic_regressors(shapes):
-    target = shapes[0].mean(axis=(1, 2, 3))
+@pytest.mark.parametrize("n_targets", [None, 1, 2])
+def test_pipelines_with_classic_regressors(n_targets, shapes):
+    target = shapes[0].mean(axis=(1, 2))[:, :n_targets] if n_targets else shapes[0].mean(axis=(1, 2, 3))
     model = make_pipeline(embed(), Ridge()).fit(shapes[0], target)
     graph = OnnxModel(to_onnx(model))
     assert graph.kind == "regressor"
     assert not hasattr(graph, "classes_")
     assert not hasattr(graph, "predict_proba")
-    np.testing.assert_allclose(graph.predict(shapes[0]).ravel(), model.predict(shapes[0]), rtol=1e-4)
+    found, expected = graph.predict(shapes[0]), model.predict(shapes[0])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_targets", [None, 1, 2])
