@@ -104,7 +104,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         """Return X if it holds images or texts, else the table that scikit-learn makes of it; remember or compare."""
         if getattr(X, "ndim", 1) not in (0, 2) and hasattr(X, "__len__") and len(X) == 0:
             raise InputError("X is empty: at least one row is required.")
-        if self._takes_texts():
+        if self._takes_texts() if reset else self.input_kind_ == "texts":
             kind = "texts"
             self._check_texts(X, reset)
         elif holds_images(X):

@@ -258,7 +258,7 @@ def test_output_container_of_a_pipeline_with_a_classifier(embed, image_paths):
 OTHER_EMBEDDINGS = [{"layer": 0}, {"layer": ["act1", -1]}, {"pooling": "none"}, {"pooling": "max"}, {"normalize": True}]
 
 
-@pytest.mark.parametrize("changed", [*OTHER_EMBEDDINGS, {"tta": "hflip"}, {"layer": "gone"}, {"pooling": "mean"}])
+@pytest.mark.parametrize("changed", [*OTHER_EMBEDDINGS, {"tta": "hflip"}, {"layer": "gone"}, {"backbone": "text:gone"}])
 def test_what_the_embedding_is_holds_until_the_next_fit(embed, paths, changed):
     expected = embed.fit(paths).transform(paths)
     embed.set_params(**changed)
