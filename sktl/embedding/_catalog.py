@@ -177,7 +177,7 @@ class Catalog:
 def _info(name, size):
     """What a shard's name says; None if it says nothing, or something else than its size does."""
     parts = name.removesuffix(SUFFIX).split("-")
-    if len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
+    if len(parts) != 3 or not (parts[0].isdecimal() and parts[1].isdecimal()):
         return None
     n_rows, width = int(parts[0]), int(parts[1])
     start = size - n_rows * (_INDEX_BYTES + 4 * width)

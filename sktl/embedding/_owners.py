@@ -13,16 +13,20 @@ def this_process():
 
 
 def is_alive(owner):
-    """Whether the process of that name may still run; one on another machine may."""
-    machine, pid, started = owner.rsplit("|", 2)
+    """Whether the process of that name may still run; one on another machine may, one of no such name does not."""
+    try:
+        machine, pid, started = owner.rsplit("|", 2)
+        pid = int(pid)
+    except (AttributeError, TypeError, ValueError):
+        return False
     if machine != _machine():
         return True
     if started:
-        return _start_time(int(pid)) == started
+        return _start_time(pid) == started
     if os.name == "nt":
         return True  # os.kill would not ask there, but act
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

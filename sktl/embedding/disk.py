@@ -303,7 +303,8 @@ def _intact_rows(database, keys):
     for few, marks in _in_parts(keys):
         sql = f"SELECT key, value, checksum, used FROM rows WHERE key IN ({marks})"
         for key, value, checksum, used in database.execute(sql, few):
-            if isinstance(value, bytes) and checksum == row_checksum(key, value):  # columns of SQLite hold any type
+            is_typed = isinstance(value, bytes) and isinstance(used, int)  # columns of SQLite hold anything
+            if is_typed and checksum == row_checksum(key, value):
                 yield key, value, used
 
 

@@ -1,4 +1,4 @@
-"""Where embeddings are computed and in which precision: two pure functions."""
+"""Where embeddings are computed, and in which precision."""
 
 import torch
 

@@ -50,6 +50,8 @@ class OnnxModel:
         Only of classifiers: whether predictions have a column for each class, with 1 where the image has it.
     data_config : dict
         How images become the input of the graph.
+    backbone : str
+        Name of the network.
     outputs : list of str
         What the graph gives; see :func:`sktl.export_onnx`.
 

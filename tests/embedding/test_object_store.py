@@ -156,7 +156,9 @@ def test_other_files_are_left_alone(tmp_path):
     shard = written(tmp_path, range(3))[0]
     (shard.parent / "notes.txt").write_text("mine")
     (shard.parent / ".unfinished.safetensors").write_bytes(b"1")
-    assert_same(get(ObjectStore(tmp_path), 1), rows(1))
+    (shard.parent / "1²-3-ab.safetensors").write_bytes(b"a digit, but no number")
+    with pytest.warns(CacheWarning, match="has a shard that is damaged, '1²-3-ab"):
+        assert_same(get(ObjectStore(tmp_path), 1), rows(1))
 
 
 def test_a_store_that_cannot_be_reached_costs_one_warning(tmp_path):

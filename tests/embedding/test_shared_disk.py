@@ -117,6 +117,14 @@ def test_claims_expire(tmp_path, monkeypatch):
     assert store.claim(NAMESPACE, [digest(1)]) == set()
 
 
+@pytest.mark.parametrize("owner", ["?", "a|b|c", b"|||", 7, ""])
+def test_a_damaged_claim_is_nobodys(tmp_path, owner):
+    store = DiskStore(tmp_path)
+    store.claim(NAMESPACE, [digest(1)])
+    store._database.execute("UPDATE claims SET owner = ?", (owner,))
+    assert store.claim(NAMESPACE, [digest(1)]) == set()
+
+
 @needs_fork
 def test_owners():
     assert owners.is_alive(owners.this_process())

@@ -133,16 +133,17 @@ def test_open_store(tmp_path):
 
 def test_rows_that_changed_on_disk_are_not_served(tmp_path):
     store = DiskStore(tmp_path)
-    store.put_many(NAMESPACE, rows(1, 2, 3, 4))
+    store.put_many(NAMESPACE, rows(1, 2, 3, 4, 5))
     store.close()
     with sqlite3.connect(store.path) as database:
         keys = [key for (key,) in database.execute("SELECT key FROM rows ORDER BY rowid")]
         database.execute("UPDATE rows SET value = zeroblob(256) WHERE key = ?", keys[:1])
         database.execute("UPDATE rows SET value = substr(value, 1, 200) WHERE key = ?", keys[1:2])
-        value, checksum = database.execute("SELECT value, checksum FROM rows WHERE key = ?", keys[3:]).fetchone()
+        value, checksum = database.execute("SELECT value, checksum FROM rows WHERE key = ?", keys[3:4]).fetchone()
         database.execute("UPDATE rows SET value = ?, checksum = ? WHERE key = ?", (value, checksum, keys[2]))
+        database.execute("UPDATE rows SET used = 'long ago' WHERE key = ?", keys[4:5])
     database.close()
-    assert_same(store.get_many(NAMESPACE, [digest(k) for k in (1, 2, 3, 4)]), rows(4))
+    assert_same(store.get_many(NAMESPACE, [digest(k) for k in (1, 2, 3, 4, 5)]), rows(4))
     store.put_many(NAMESPACE, rows(1))
     assert_same(store.get_many(NAMESPACE, [digest(1)]), rows(1))
 
