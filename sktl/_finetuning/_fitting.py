@@ -31,6 +31,7 @@ from sktl.training import (
     Targets,
     ValidScore,
     VariantRows,
+    autocast_dtype,
     current_peers,
     describe_rows,
     find_learning_rate,
@@ -200,18 +201,22 @@ class FineTuner(PassByPass):
         for name in ("learning_rate_", "lr_curve_"):
             self.__dict__.pop(name, None)
 
-    def _find_learning_rate(self, network, data, seed: int) -> None:
-        """Find the learning rate by a test, if that is wanted."""
+    def _find_learning_rate(self, network, data, seed: int, precision: torch.dtype | None) -> None:
+        """Find the learning rate by a test, if that is wanted, in the precision of training."""
         if self.learning_rate != "auto":
             return
         settings = {**self._net_settings(resolve_device(self.device)), "learning_rate": 1.0, "ema_decay": None}
         net = make_net(copy.deepcopy(network), copy.deepcopy(self.strategy_), **settings)
+        net.autocast = precision
         self.learning_rate_, self.lr_curve_ = find_learning_rate(net, data, seed)
 
     def _train(self, network, rows, targets, validation, backbone, views, seed, tasks: FitTasks, checkpoint) -> None:
         data = self._training_data(rows, targets, backbone, views)
-        self._find_learning_rate(network, data, seed)
-        self.net_ = self._make_net(network, resolve_device(self.device))
+        device = resolve_device(self.device)
+        precision = autocast_dtype(self.amp, network, data.first_images(), device, self.dtype)
+        self._find_learning_rate(network, data, seed, precision)
+        self.net_ = self._make_net(network, device)
+        self.net_.autocast = precision
         valid = None if validation is None else self._validation_data(*validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:
@@ -223,6 +228,6 @@ class FineTuner(PassByPass):
         extra.append(("tasks", EpochTasks(lambda: tasks.begin("epoch"), end)))
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
-        with warned_of_company(torch.device(self.net_.device)):
-            train(self.net_, data, valid, seed, extra, checkpoint, self.amp, self.dtype)
+        with warned_of_company(device):
+            train(self.net_, data, valid, seed, extra, checkpoint)
         self.history_ += [plain_entry(epoch) for epoch in self.net_.history]

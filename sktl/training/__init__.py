@@ -19,6 +19,7 @@ from sktl.training.new_heads import make_head, train_head, zero_linear
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.peers import Peers, current_peers, training_with
 from sktl.training.plain import plain_callbacks, plain_history, put_history
+from sktl.training.precision import autocast_dtype
 from sktl.training.rate import find_learning_rate
 from sktl.training.views import VariantRows, Views
 
@@ -38,6 +39,7 @@ __all__ = [
     "ValidScore",
     "VariantRows",
     "Views",
+    "autocast_dtype",
     "build_network",
     "current_peers",
     "describe",

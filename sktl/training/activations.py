@@ -14,25 +14,33 @@ from sktl.training.data import RAM_BUDGET, TrainingData
 from sktl.training.lanes import n_parts_for
 from sktl.training.network import Network
 from sktl.training.parts import Parts
-from sktl.training.prefix import FrozenPrefix, find_prefix
+from sktl.training.prefix import Activations, FrozenPrefix, find_prefix
 
 _DISK_SHARE = 0.5  # of the free space of the folder for temporary files
 
 
-def prefix_once(net, data: TrainingData, valid: TrainingData | None = None) -> list[tuple[str, Callback]]:
+def prefix_once(
+    net, n_epochs: int, data: TrainingData, valid: TrainingData | None = None, *, for_later: bool = False
+) -> list[tuple[str, Callback]]:
     """Return the callback that runs the frozen prefix once, by name, if images come more than once; else nothing.
 
     Parameters
     ----------
     net : TransferNet
-        With the number of epochs that it is to train.
+        That trains, or tries to.
+    n_epochs : int
+        How often it goes through the rows.
     data : TrainingData
-        Rows to learn from.
+        Rows to learn from; perhaps with activations that an earlier net left for this one.
     valid : TrainingData, default=None
         Rows to measure on.
+    for_later : bool, default=False
+        Whether to leave the activations to a net that trains on the same rows after this one.
     """
-    if net.cache_prefix and net.mixing is None and data.n_kept is not None and net.max_epochs > data.n_kept:
-        return [("prefix", PrefixOnce([data] if valid is None else [data, valid]))]
+    if not net.cache_prefix or net.mixing is not None or data.n_kept is None:
+        return []
+    if n_epochs > data.n_kept or data.activations is not None:
+        return [("prefix", PrefixOnce([data] if valid is None else [data, valid], for_later))]
     return []
 
 
@@ -43,10 +51,13 @@ class PrefixOnce(Settling):
     ----------
     datasets : sequence of TrainingData
         All that the network sees in training.
+    for_later : bool, default=False
+        Whether the activations outlast training.
     """
 
-    def __init__(self, datasets):
+    def __init__(self, datasets, for_later: bool = False):
         self.datasets = datasets
+        self.for_later = for_later
 
     def on_train_begin(self, net, **kwargs):
         self.trained_ = None
@@ -55,43 +66,53 @@ class PrefixOnce(Settling):
         trained = [parameter.requires_grad for parameter in net.module_.parameters()]
         if trained != self.trained_:
             self.trained_ = trained
-            self._forget(net)
-            self._find(net)
+            net.prefix_ = self._find(net)
+            if net.prefix_ is None or not self._make_room(net.prefix_, net.module_.backbone):
+                self._forget(net)
         if net.prefix_ is not None:
             self._fill(net)
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
     def settle(self, net):
-        self._forget(net)
+        if not self.for_later:
+            self._forget(net)
         self.datasets = ()
 
     def _forget(self, net) -> None:
         net.prefix_ = None
-        self.filled_ = set()
         for data in self.datasets:
             data.activations = None
 
-    def _find(self, net) -> None:
-        images = self.datasets[0].inputs(torch.arange(min(2, len(self.datasets[0]))), 0)
+    def _find(self, net) -> FrozenPrefix | None:
+        images = self.datasets[0].first_images()
         with net.in_precision():
             prefix = find_prefix(net.module_, images.to(net.device))
-        if prefix is None or not _holds_for(prefix, net.module_.backbone, net.evaluated_network.backbone):
-            return
-        shape, dtype = prefix.cut.shape, prefix.cut.dtype
-        kept = [reserve((data.n_kept * len(data), *shape), dtype) for data in self.datasets]
-        if any(activations is None for activations in kept):
-            return
-        for data, activations in zip(self.datasets, kept, strict=True):
-            data.activations = activations
-        net.prefix_ = prefix
+        # An average lags behind what was trained before it was frozen.
+        same = prefix is not None and prefix.is_same_in(net.module_.backbone, net.evaluated_network.backbone)
+        return prefix if same else None
+
+    def _make_room(self, prefix: FrozenPrefix, backbone: nn.Module) -> bool:
+        """Keep the activations that are of this prefix, and reserve room for others; tell whether there is any."""
+        for data in self.datasets:
+            if data.activations is not None and data.activations.are_of(prefix, backbone):
+                data.activations.backbone = backbone  # lest that of an earlier net stays in memory
+            else:
+                data.activations = None
+        for data in self.datasets:
+            if data.activations is None:
+                values = reserve((data.n_kept * len(data), *prefix.cut.shape), prefix.cut.dtype)
+                if values is None:
+                    return False
+                data.activations = Activations(values, prefix, backbone)
+        return True
 
     def _fill(self, net) -> None:
         """Compute what this epoch reads and no earlier one did."""
-        for place, data in enumerate(self.datasets):
+        for data in self.datasets:
             number = data.epoch % data.n_kept
-            if (place, number) not in self.filled_:
-                _fill(data.activations, net, net.prefix_, data, number)
-                self.filled_.add((place, number))
+            if number not in data.activations.filled:
+                _fill(data.activations.values, net, net.prefix_, data, number)
+                data.activations.filled.add(number)
 
 
 def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
@@ -112,14 +133,6 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
     with tempfile.TemporaryFile(prefix="sktl-activations-") as file:  # the mapping keeps it; its name is gone already
         mapped = np.memmap(file, dtype=np.uint8, mode="w+", shape=(n_bytes,))
     return torch.from_numpy(mapped).view(dtype).view(shape)
-
-
-def _holds_for(prefix: FrozenPrefix, trained: nn.Module, evaluated: nn.Module) -> bool:
-    """Tell whether the prefix is the same in both; an average lags behind what was trained before it was frozen."""
-    return all(
-        all(map(torch.equal, part.state_dict().values(), evaluated.get_submodule(name).state_dict().values()))
-        for name, part in ((call.name, trained.get_submodule(call.name)) for call in prefix.calls)
-    )
 
 
 def _fill(activations: torch.Tensor, net, prefix: FrozenPrefix, data: TrainingData, number: int) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sktl.backbones import PADDING
 from sktl.exceptions import BadRow
 from sktl.inputs import RowError, raise_bad_rows
+from sktl.training.prefix import Activations
 from sktl.training.views import DECODING_THREADS, Views
 
 RAM_BUDGET = 2**31
@@ -72,9 +73,8 @@ class TrainingData(Dataset):
     ----------
     epoch : int
         Decides which variants are given.
-    activations : tensor of shape (n_kept * n, ...) or None
-        What stands for the images where the frozen part of a network has been run on them already: for each kept
-        variant, one per row.
+    activations : Activations or None
+        What stands for the images where the frozen part of a network has been run on them already.
 
     Raises
     ------
@@ -82,8 +82,7 @@ class TrainingData(Dataset):
         If rows cannot be read; names them all.
     """
 
-    activations: torch.Tensor | None = None
-
+    activations: Activations | None = None
     epoch: int = 0
 
     def __init__(
@@ -109,7 +108,7 @@ class TrainingData(Dataset):
         index = torch.as_tensor(indices)
         number = self.epoch if self.n_kept is None else self.epoch % self.n_kept
         if self.activations is not None:
-            inputs = self.activations[number * len(self) + index]
+            inputs = self.activations.values[number * len(self) + index]
         else:
             inputs = self.inputs(index, number)
         return inputs, {"target": self._values[index], "weight": self._weight[index], "row": index}
@@ -133,6 +132,10 @@ class TrainingData(Dataset):
         if self.views is not None:
             return self.views.make(images, index, number)
         return _without_padding(images) if images.dtype == torch.int32 else images
+
+    def first_images(self) -> torch.Tensor:
+        """Return two images, or the only one, to try a network on."""
+        return self.inputs(torch.arange(min(2, len(self))), 0)
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw rows with torch's default generator: each at most once, unless there are fewer than asked for.

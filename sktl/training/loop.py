@@ -13,7 +13,6 @@ from sktl.training.checkpoint import Checkpoint
 from sktl.training.data import TrainingData, batches
 from sktl.training.net import TransferNet
 from sktl.training.peers import current_peers
-from sktl.training.precision import autocast_dtype
 
 
 def train(
@@ -23,8 +22,6 @@ def train(
     seed: int,
     callbacks: Sequence[tuple[str, Callback]] = (),
     checkpoint: Checkpoint | None = None,
-    amp: bool | str = False,
-    dtype: str = "auto",
 ) -> None:
     """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
 
@@ -42,13 +39,8 @@ def train(
         For this run alone.
     checkpoint : Checkpoint, default=None
         Keeps the state after each epoch, and goes on from there.
-    amp : bool or "auto", default=False
-        Whether to compute in bfloat16; see :func:`~sktl.training.precision.autocast_dtype`.
-    dtype : str, default="auto"
-        The precision of embeddings that was asked for.
     """
     device = torch.device(net.device)
-    net.autocast = autocast_dtype(amp, net.module, data.inputs(torch.arange(min(2, len(data))), 0), device, dtype)
     generator = torch.Generator().manual_seed(seed)
     peers = current_peers()
     peers.check_rows(len(data))
@@ -65,7 +57,7 @@ def train(
             *([] if net.averaging is None else [("averaging", net.averaging)]),
             *(each for each in callbacks if each not in scores),
             ("views", NextViews(data)),
-            *prefix_once(net, data, valid),
+            *prefix_once(net, net.max_epochs, data, valid),
             ("clip", GradientNormClipping(1.0)),
             ("schedule", Schedule(warmup_cosine(n_steps))),
             *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made

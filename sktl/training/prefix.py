@@ -124,8 +124,44 @@ class FrozenPrefix:
             return False
         return all(_close(first, second) for first, second in zip(whole, split, strict=True))
 
+    def is_same_in(self, backbone: nn.Module, other: nn.Module) -> bool:
+        """Compare the weights that it uses in two backbones."""
+        parts = [(backbone.get_submodule(name), other.get_submodule(name)) for name in self._names()]
+        return all(
+            all(map(torch.equal, part.state_dict().values(), twin.state_dict().values())) for part, twin in parts
+        )
+
     def _names(self) -> set[str]:
         return {call.name for call in self.calls}
+
+
+class Activations:
+    """What a frozen prefix made of the images of a data set, so far.
+
+    Parameters
+    ----------
+    values : tensor of shape (n_kept * n, ...)
+        For each kept variant, one per row.
+    prefix : FrozenPrefix
+        What made them.
+    backbone : nn.Module
+        Whose weights it used.
+
+    Attributes
+    ----------
+    filled : set of int
+        Variants that are there.
+    """
+
+    def __init__(self, values: torch.Tensor, prefix: FrozenPrefix, backbone: nn.Module):
+        self.values = values
+        self.prefix = prefix
+        self.backbone = backbone
+        self.filled: set[int] = set()
+
+    def are_of(self, prefix: FrozenPrefix, backbone: nn.Module) -> bool:
+        """Tell whether a prefix, with the weights of a backbone, would give the same."""
+        return self.prefix.calls == prefix.calls and prefix.is_same_in(backbone, self.backbone)
 
 
 def find_prefix(network: Network, images: torch.Tensor) -> FrozenPrefix | None:

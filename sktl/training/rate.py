@@ -28,10 +28,10 @@ def find_learning_rate(net: TransferNet, data: TrainingData, seed: int) -> tuple
     Parameters
     ----------
     net : TransferNet
-        Of a copy of network and strategy, not initialized, and with a learning rate of 1: groups of parameters keep
-        their proportions.
+        Of a copy of network and strategy, not initialized, with the number of epochs of the training to come, and with
+        a learning rate of 1: groups of parameters keep their proportions.
     data : TrainingData
-        Rows to learn from.
+        Rows to learn from. What a frozen prefix gives for them is left to the training to come.
     seed : int
         Decides shuffling, dropout and whatever else is random.
 
@@ -52,13 +52,15 @@ def find_learning_rate(net: TransferNet, data: TrainingData, seed: int) -> tuple
     Smith, L. N.: Cyclical Learning Rates for Training Neural Networks. WACV 2017.
     """
     test = RateTest(np.geomspace(LOWEST, HIGHEST, N_STEPS).tolist())
-    net.set_params(max_epochs=-(-N_STEPS // len(batches(data, net.batch_size))))
+    n_epochs = -(-N_STEPS // len(batches(data, net.batch_size)))
+    prefix = prefix_once(net, max(n_epochs, net.max_epochs), data, for_later=True)
     net.set_params(
+        max_epochs=n_epochs,
         iterator_train__generator=torch.Generator().manual_seed(seed),
         verbose=0,
         callbacks=[
             ("strategy", StrategyEpochs(net.strategy)),
-            *prefix_once(net, data),
+            *prefix,
             ("clip", GradientNormClipping(1.0)),
             ("rate_test", test),
         ],

@@ -193,6 +193,51 @@ def test_each_image_passes_the_prefix_once():
     assert seen["body"] > 10 * n
 
 
+@pytest.mark.parametrize(
+    ("parameters", "n_variants"),
+    [
+        ({"max_epochs": 3}, 1),
+        ({"max_epochs": 1}, 1),  # the test has seen them all
+        ({"max_epochs": 3, "early_stopping": True, "validation_fraction": 0.3}, 1),
+        ({"max_epochs": 5, "augment": "rand-m5", "augment_copies": 4}, 4),
+        ({"max_epochs": 3, "amp": True}, 1),
+    ],
+)
+def test_each_image_passes_the_prefix_once_for_the_learning_rate_and_all_epochs(parameters, n_variants):
+    seen = []
+
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.stem.register_forward_pre_hook(lambda module, inputs: self.count(inputs[0]))
+
+        @staticmethod
+        def count(images):
+            if images.stride(0) and len(images) > 2:  # no placeholders, which have no memory of their own, and no tries
+                seen.append(len(images))
+
+    strategy = Chosen(names=("body",))  # which asks for no embeddings
+    make_model(strategy, backbone=Counting(), learning_rate="auto", batch_size=16, **parameters).fit(*three_digits())
+    assert sum(seen) == n_variants * len(three_digits()[1])
+
+
+class TrainedInTheSecondEpoch(Chosen):
+    """Freezes the stem before and after."""
+
+    def on_epoch_begin(self, network, epoch):
+        self._set(network, True)
+        network.backbone.stem.requires_grad_(epoch == 1)
+
+
+def test_activations_of_weights_that_the_test_of_learning_rates_changed_are_left_aside():
+    strategy = TrainedInTheSecondEpoch(names=("stem", "body"))
+    options = {"max_epochs": 3, "batch_size": 16, "early_stopping": True}
+    found = make_model(strategy, learning_rate="auto", **options).fit(*three_digits())
+    given = make_model(strategy, learning_rate=found.learning_rate_, **options).fit(*three_digits())
+    assert cuts(found) == ["stem", "", "stem"]
+    assert difference(found, given) == 0.0
+
+
 def test_variants_that_no_epoch_reads_do_not_pass_the_prefix(monkeypatch):
     filled = []
     fill = activations._fill
@@ -206,7 +251,7 @@ def test_variants_that_no_epoch_reads_do_not_pass_the_prefix(monkeypatch):
     assert difference(cached, whole) < 1e-5
     filled.clear()
     make_model("partial", max_epochs=5, **{**options, "learning_rate": "auto"}).fit(*three_digits())
-    assert filled == [0, 0, 1, 2, 3]  # the test of learning rates, then the epochs
+    assert filled == [0, 1, 2, 3]  # the test of learning rates, then the epochs
 
 
 def test_no_activations_are_kept_for_the_learning_rate_where_none_are_wanted(monkeypatch):
