@@ -14,7 +14,7 @@ _NO_PART_OF_THE_RESULT = {
 }
 
 
-def open_checkpoint(estimator, backbone: Backbone, data, seed: int) -> Checkpoint | None:
+def open_checkpoint(estimator, backbone: Backbone, data, original, seed: int) -> Checkpoint | None:
     """Return where the state of training is kept; refuse what another fit left there.
 
     Parameters
@@ -25,6 +25,8 @@ def open_checkpoint(estimator, backbone: Backbone, data, seed: int) -> Checkpoin
         What training starts from.
     data : sequence of (rows, Targets) or None
         Training rows, and validation rows if there are any.
+    original : (rows, Targets) or None
+        The old task's rows, where the strategy brings them.
     seed : int
         What ``random_state`` became.
     """
@@ -40,9 +42,9 @@ def open_checkpoint(estimator, backbone: Backbone, data, seed: int) -> Checkpoin
         facts["head"] = f"{type(estimator.head).__name__} of {fingerprint(estimator.head)}"
     parts = {"the data": data}
     strategy = estimator.strategy_  # what a name stands for, too
-    if strategy.brings_original_data:  # judged by what the rows hold, as the others are
+    if original is not None:  # judged by what the rows hold, as the others are
         facts["strategy"] = f"{type(strategy).__name__} of {describe_parameters(strategy, {'X', 'y'})}"
-        parts["the old task's data"] = [estimator._original_rows(backbone)]
+        parts["the old task's data"] = [original]
     else:
         facts["strategy"] = describe(strategy)
     checkpoint = Checkpoint(estimator.checkpoint, describe_fit(estimator, _NO_PART_OF_THE_RESULT, facts, parts))

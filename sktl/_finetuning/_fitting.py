@@ -119,8 +119,9 @@ class FineTuner(PassByPass):
                 targets, validation = self._scale_targets(targets, validation, goes_on)
                 self._end_passes()
                 self._forget_learning_rate()
-                checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], seed)
-                self._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
+                original = self._open_original_rows(backbone)
+                checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], original, seed)
+                self._fit_network(rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
             n_passes = len(self.history_) - (0 if checkpoint is None else checkpoint.n_epochs_found)
             self.images_per_second_ = len(targets) * n_passes / self.fit_seconds_
@@ -135,6 +136,7 @@ class FineTuner(PassByPass):
         rows,
         targets: Targets,
         validation,
+        original,
         backbone: Backbone,
         goes_on: bool,
         seed: int,
@@ -142,7 +144,7 @@ class FineTuner(PassByPass):
         checkpoint,
     ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
-        backbone, draw_original = self._open_original_data(backbone)
+        backbone, draw_original = self._prepare_original_data(original, backbone)
         network = self._build_network(backbone, seed, goes_on=goes_on)
         views = self._views(backbone, seed)
         self.history_: list[dict[str, Any]] = []

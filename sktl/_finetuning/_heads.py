@@ -36,10 +36,10 @@ class Heads(FineTuner):
         settings = {"dropout": self.dropout, "weight_decay": self.weight_decay, "seed": seed}
         return train_head(head, embeddings, targets, criterion, **settings)
 
-    def _fit_network(self, rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint) -> None:
+    def _fit_network(self, rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint) -> None:
         self.__dict__.pop("head_", None)
         if not self._has_model_as_head():
-            super()._fit_network(rows, targets, validation, backbone, goes_on, seed, tasks, checkpoint)
+            super()._fit_network(rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint)
             return
         for attribute in ("net_", "_net"):
             self.__dict__.pop(attribute, None)

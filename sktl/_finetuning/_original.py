@@ -40,20 +40,22 @@ class OriginalTask(TrainingParameters):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute 'original_classes_'")
         return self._original.classes
 
-    def _open_original_data(self, backbone: Backbone) -> tuple[Backbone, Callable | None]:
-        """Return the backbone with a head for the old rows that the strategy brings, and what draws from these."""
-        if not self.strategy_.brings_original_data:
+    def _prepare_original_data(self, original, backbone: Backbone) -> tuple[Backbone, Callable | None]:
+        """Return the backbone with a head for the old rows, if there are any, and what draws from these."""
+        if original is None:
             self._check_unmixed()
             return backbone, None
-        rows, labels = self._original_rows(backbone)
+        rows, labels = original
         with told_of(*OF_OLD_TASK):
             if backbone.original_head is None:
                 backbone = self._fit_original_head(rows, labels.values, backbone)
             columns = column_numbers(labels.values, backbone.original_head.classes, "The y of JointTraining")
             return backbone, self._training_data(rows, _plain_targets(columns), backbone).draw
 
-    def _original_rows(self, backbone: Backbone) -> tuple[Any, Targets]:
-        """Return the old rows that the strategy brings, and their labels as they are."""
+    def _open_original_rows(self, backbone: Backbone) -> tuple[Any, Targets] | None:
+        """Return the old rows that the strategy brings, and their labels as they are; None if it brings none."""
+        if not self.strategy_.brings_original_data:
+            return None
         X, y = self.strategy_.X, self.strategy_.y
         refuse_unordered(y, "JointTraining's y")
         refuse_missing(y, "JointTraining's y", "Leave out the rows for which it is not known.")

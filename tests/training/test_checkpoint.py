@@ -128,6 +128,15 @@ def test_old_task_counts_by_what_its_rows_hold(tmp_path, form):
     assert difference(went_on, make().fit(images, y)) == 0.0
 
 
+def test_rows_of_both_tasks_are_opened_once(tmp_path, monkeypatch):
+    opened = []
+    model = make_model(JointTraining(*three_digits()), checkpoint=tmp_path)
+    open_rows = model._open_rows
+    monkeypatch.setattr(model, "_open_rows", lambda X, backbone: opened.append(X) or open_rows(X, backbone))
+    model.fit(*three_digits())
+    assert len(opened) == 2
+
+
 def test_early_stopping_remembers_its_best_weights(tmp_path):
     X, y = three_digits()
     wrong = (y[30:] + 1) % 3  # the better the training rows are learnt, the worse
