@@ -1,7 +1,25 @@
-"""Parameters that an estimator did not have yet when it was stored."""
+"""Constructors of estimators: whose they are, and parameters that a stored one did not have yet."""
 
 import inspect
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
+
+
+def named(function: FunctionType, name: str) -> Callable[..., None]:
+    """Return a copy of a function under another name, which is what its errors call it.
+
+    Parameters
+    ----------
+    function : function
+        A constructor of a class that users do not see, say.
+    name : str
+        Such as ``"FineTuneRegressor.__init__"``.
+    """
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__qualname__ = name
+    return copied
 
 
 def with_defaults(cls: type, state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
 
 from sktl._finetuning import TRAINING_CONSTRAINTS, Heads
+from sktl._params import named
 from sktl._spread import mean_and_spread
 from sktl._undo import as_before_on_failure
 from sktl.training import Targets, fit_ridge_head
@@ -209,6 +210,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
 
     _parameter_constraints: ClassVar[dict] = {**TRAINING_CONSTRAINTS}
     _criterion = nn.MSELoss
+
+    __init__ = named(Heads.__init__, "FineTuneRegressor.__init__")
 
     def _check_y(self, y) -> np.ndarray:
         return _check_y(y, multi_output=True, y_numeric=True, estimator=self)

@@ -56,3 +56,9 @@ def test_scikit_learn_checks(estimator, check):
 @pytest.mark.parametrize("estimator", EACH_KIND, ids=lambda estimator: type(estimator).__name__)
 def test_checks_that_are_not_yielded(estimator, check):
     getattr(estimator_checks, check)(type(estimator).__name__, clone(estimator))
+
+
+@pytest.mark.parametrize("kind", [type(each) for each in EACH_KIND])
+def test_wrong_parameter_is_told_of_the_class_that_was_called(kind):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\) got an unexpected keyword argument 'bogus'"):
+        kind(bogus=1)
