@@ -7,10 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from small_models import difference, make_model, make_network, make_regressor, three_digits
 
+import sktl
 from sktl import FineTuneClassifier
 from sktl.backbones import load_backbone
 from sktl.exceptions import StrategyError, WeightsNotFoundError
@@ -41,10 +43,8 @@ def test_weights_may_be_tensors_of_any_kind(few, form):
 def test_fits_do_not_hash_what_is_compared_with_nothing(few, monkeypatch):
     images, y = torch.from_numpy(few[0].astype("u1").reshape(-1, 8, 8, 1).repeat(3, axis=3)), few[1]
     base = FineTuneClassifier(strategy="feature_extraction", **TINY).set_params(image_shape=None).fit(images, y)
-    weights = dict(base.backbone_.module.state_dict())
     monkeypatch.setattr(checkpoint, "digest_of", None)  # cannot be called
     clone(base).set_params(backbone=base, strategy=JointTraining(images, y)).fit(images, y)
-    clone(base).set_params(weights=weights).fit(images, y)
 
 
 def test_tensors_are_described_by_their_values(few):
@@ -86,6 +86,36 @@ def test_modules_are_judged_by_their_weights(few, call):
         changed = pickle.loads(pickle.dumps(model)).set_params(**{name: module})
         with pytest.raises(ValueError, match=f"'{name}' parameter must not change"):
             getattr(changed, call)(*few)
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_weights_are_judged_by_their_values_and_files_by_their_name(few, call, tmp_path):
+    state = dict(load_backbone("sktl/tiny").module.state_dict())
+    other = {name: value * 2 for name, value in state.items()}
+    (tmp_path / "elsewhere").mkdir()
+    first, moved, third = (tmp_path / name for name in ("a.safetensors", "elsewhere/a.safetensors", "b.safetensors"))
+    save_file(state, first)
+    same = dict(reversed(state.items()))
+    for given, alike, others in (
+        ("pretrained", "pretrained", (None, str(first), state)),
+        (None, None, ("pretrained", third)),
+        (state, same, ("pretrained", other)),
+        (first, str(moved), ("pretrained", third, state)),
+    ):
+        model = FineTuneClassifier(strategy="lp_ft", weights=given, warm_start=True, **TINY).fit(*few)
+        for weights in others:
+            with pytest.raises(ValueError, match=r"'weights' parameter must not change .{,300}, or fit a new"):
+                getattr(model.set_params(weights=weights), call)(*few)
+        getattr(pickled(model.set_params(weights=alike)), call)(*few)
+
+
+def test_training_goes_on_from_a_file_that_does_not_tell_where_weights_were(few, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(load_backbone("sktl/tiny").module.state_dict(), weights)
+    model = FineTuneClassifier(strategy="lp_ft", weights=weights, warm_start=True, **TINY).fit(*few)
+    sktl.save(model, tmp_path / "model.sktl")
+    weights.unlink()
+    assert sktl.load(tmp_path / "model.sktl").fit(*few).partial_fit(*few).score(*few) > 0.8
 
 
 # A model of scikit-learn as head --------------------------------------------------------------------------------------
@@ -174,17 +204,22 @@ def test_a_stream_through_pickles_is_one_stream(few):
         assert difference(passes(plain, *few, 4), passes(stored, *few, 4, between=pickled)) <= tolerance
 
 
-def test_another_anchor_than_before_is_refused(few):
-    model = FineTuneClassifier(strategy="l2_sp", warm_start=True, **TINY).partial_fit(*few, classes=[0, 1, 2])
-    model = pickled(model).set_params(weights=None)
+def test_another_anchor_than_before_is_refused(few, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    state = load_backbone("sktl/tiny").module.state_dict()
+    save_file(state, file)
+    model = FineTuneClassifier(strategy="l2_sp", weights=file, warm_start=True, **TINY)
+    model = pickled(model.partial_fit(*few, classes=[0, 1, 2]))
+    save_file({name: value * 2 for name, value in state.items()}, file)
     with pytest.raises(StrategyError, match=r"L2SP\(\) refers to the pretrained weights, .* others than before"):
         model.partial_fit(*few)
-    model.set_params(weights="nowhere.safetensors")
-    with pytest.raises(WeightsNotFoundError, match=r"nowhere.safetensors") as refusal:
+    file.unlink()
+    with pytest.raises(WeightsNotFoundError, match=r"weights.safetensors") as refusal:
         model.fit(*few)
     assert "L2SP() refers to the pretrained weights" in refusal.value.__notes__[0]
     model.set_params(strategy="wise_ft").fit(*few)  # which refers to none
-    assert model.set_params(weights="pretrained", strategy="l2_sp").partial_fit(*few).score(*few) > 0.5
+    save_file(state, file)
+    assert model.set_params(strategy="l2_sp").partial_fit(*few).score(*few) > 0.5
 
 
 def adam_steps(model):

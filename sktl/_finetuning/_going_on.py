@@ -1,6 +1,7 @@
 """Training that goes on from an earlier call: which parameters may have changed meanwhile."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from sktl.backbones import Backbone, digest_of, fingerprint
 from sktl.exceptions import BackboneError, StrategyError
 from sktl.training import describe, describe_parameters
 
-_OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}
+_OF_THE_NETWORK = {"backbone", "data_config", "image_size", "head"}  # and weights, which have a way of their own
 
 _PRETRAINED = "the pretrained weights"
 
@@ -27,6 +28,7 @@ _NOT_OF_PASSES = {
 def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
     """Return fingerprints of the parameters that say what the network is: a file shall not tell where things were."""
     described = {name: _describe_network(getattr(estimator, name)) for name in sorted(_OF_THE_NETWORK)}
+    described["weights"] = _describe_weights(estimator.weights)
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in described.items()}
 
 
@@ -35,6 +37,13 @@ def _describe_network(value: Any) -> str:
     if isinstance(value, ImageEstimator):
         return value._as_backbone().fingerprint
     return fingerprint(value) if isinstance(value, nn.Module) else describe(value)
+
+
+def _describe_weights(weights: Any) -> str:
+    """Describe weights by their name or their values: their file may lie elsewhere meanwhile, or nowhere any more."""
+    if isinstance(weights, str | os.PathLike):
+        return os.path.basename(weights)
+    return describe(dict(sorted(weights.items())) if isinstance(weights, Mapping) else weights)
 
 
 def settings_of_passes(estimator: BaseEstimator) -> dict[str, str]:
@@ -59,10 +68,12 @@ def check_same_network(estimator: BaseEstimator, before: Mapping[str, str]) -> N
     """
     for name, value in settings_of_network(estimator).items():
         if value != before.get(name, value):
+            given = getattr(estimator, name)
+            shown = "this state dict" if name == "weights" and isinstance(given, Mapping) else repr(given)
             raise ValueError(
                 f"The {name!r} parameter must not change where training goes on from an earlier call (warm_start=True, "
-                f"partial_fit), but the network was made with another value than {getattr(estimator, name)!r}. Set it "
-                "back, or fit a new estimator, such as a clone."
+                f"partial_fit), but the network was made with another value than {shown}. Set it back, "
+                "or fit a new estimator, such as a clone."
             )
 
 
