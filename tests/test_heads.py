@@ -14,7 +14,8 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from small_models import make_model, three_digits
+from skorch.callbacks import Callback
+from small_models import make_model, make_regressor, three_digits
 from torch import nn
 
 from sktl.exceptions import StrategyError
@@ -105,6 +106,45 @@ def test_module_of_the_wrong_width_is_refused(few):
         make_model(head=nn.Linear(7, 3)).fit(*few)
     with pytest.raises(ValueError, match=r"output of shape \(2, 5\); expected \(2, 3\)"):
         make_model(head=nn.Linear(16, 5)).fit(*few)
+
+
+def norm_head(n_outputs):
+    return nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, n_outputs))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_rows", "parameters"),
+    [
+        ("lp_ft", 45, {"batch_size": 1}),
+        ("fine_tuning", 45, {"batch_size": 2}),  # some have one row less
+        ("fine_tuning", 44, {"batch_size": 4, "gradient_accumulation": 4}),
+        ("fine_tuning", 45, {"batch_size": 1, "learning_rate": "auto"}),
+    ],
+)
+def test_steps_of_one_row_are_refused_before_training_where_a_layer_needs_several(few, strategy, n_rows, parameters):
+    X, y = few[0][:n_rows], few[1][:n_rows]
+    model = make_model(strategy, head=norm_head(3), callbacks=[NoEpoch()], **parameters)
+    with pytest.raises(ValueError, match=rf"With {n_rows} different rows, batch_size=. .* Give a larger batch_size"):
+        model.fit(X, y)
+    make_model(strategy, **parameters).fit(X, y)
+
+
+class NoEpoch(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        pytest.fail("training has begun")
+
+
+def test_one_row_is_refused_where_a_layer_needs_several(few):
+    X, y = few[0][:1], few[1][:1]
+    message = "With 1 different rows, .* Give a larger batch_size or more rows"
+    for strategy in ("feature_extraction", "fine_tuning"):
+        with pytest.raises(ValueError, match=message):
+            make_regressor(strategy, head=norm_head(1)).fit(X, [1.0])
+        make_regressor(strategy, head="mlp").fit(X, [1.0])
+        stream = make_model(strategy, head=norm_head(3)).partial_fit(*few, classes=["one", "two", "zero"])
+        with pytest.raises(ValueError, match=message):
+            stream.partial_fit(X, y)
+        stream.partial_fit(*few)
 
 
 def test_module_given_as_head_is_left_alone(few):

@@ -30,6 +30,7 @@ from sktl.training import (
     Passes,
     Targets,
     TrainingData,
+    check_steps,
     head_alone,
     merge_duplicates,
     restore_network,
@@ -70,7 +71,10 @@ class PassByPass(TrainingRows):
                 self._passes = self._begin_passes(first)
                 self._settings_of_passes = settings_of_passes(self)
             self.__dict__.pop("training_data_", None)  # it was of one fit
-            self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
+            data = self._data_of_pass(rows, targets)
+            one_image = data.inputs(torch.tensor([0]), 0)
+            check_steps(self._passes.network, one_image, len(targets), self.batch_size, self.gradient_accumulation)
+            self.history_ = [*self.history_, self._passes.run(data)]
         self._take_over()
         self.fit_seconds_ += time.perf_counter() - started
         self.images_per_second_ = len(targets) / self.history_[-1]["dur"]

@@ -15,7 +15,7 @@ from sktl.backbones._original import OriginalHead, class_names
 from sktl.backbones._reference import ReferredHead, add_low_rank, check_referable, digest_of, refer, refer_head
 from sktl.backbones._stored import WeightsShelf, current_shelf, pack_tensors, unpack_tensors, weights_on
 from sktl.backbones._tokens import PADDING, takes_texts
-from sktl.backbones._views import POOLINGS, FeatureView, make_view
+from sktl.backbones._views import POOLINGS, FeatureView, example_input, make_view
 
 __all__ = [
     "PADDING",
@@ -32,6 +32,7 @@ __all__ = [
     "class_names",
     "current_shelf",
     "digest_of",
+    "example_input",
     "fingerprint",
     "input_kind",
     "layer_groups",

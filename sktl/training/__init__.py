@@ -14,7 +14,14 @@ from sktl.training.head import (
 from sktl.training.loop import train
 from sktl.training.losses import CrossEntropyLoss, MultilabelLoss
 from sktl.training.net_settings import make_net
-from sktl.training.network import Network, build_network, restore_network, start_of_training, trained_backbone
+from sktl.training.network import (
+    Network,
+    build_network,
+    check_steps,
+    restore_network,
+    start_of_training,
+    trained_backbone,
+)
 from sktl.training.new_heads import make_head, train_head, zero_linear
 from sktl.training.passes import EmbeddingRows, Passes, head_alone
 from sktl.training.peers import Peers, current_peers, training_with
@@ -41,6 +48,7 @@ __all__ = [
     "Views",
     "autocast_dtype",
     "build_network",
+    "check_steps",
     "current_peers",
     "describe",
     "describe_fit",

@@ -168,6 +168,43 @@ def build_network(
     return network
 
 
+def check_steps(network: Network, images: torch.Tensor, n_rows: int, batch_size: int, n_parts: int = 1) -> None:
+    """Refuse, before anything is trained, steps of one row with a network that cannot be trained on one.
+
+    Parameters
+    ----------
+    network : Network
+        On the CPU; left as it is.
+    images : tensor of shape (1, ...)
+        What the network takes for one row.
+    n_rows : int
+        Of an epoch.
+    batch_size : int
+        Upper bound of a batch's size.
+    n_parts : int, default=1
+        Into how many parts a batch is split.
+
+    Raises
+    ------
+    ValueError
+        If it can be run on two rows in training, but not on one, and a step or a part of it has one.
+    """
+    smallest = n_rows // -(-n_rows // batch_size)
+    if smallest // min(n_parts, smallest) > 1:
+        return
+    trial = copy.deepcopy(network).train()
+    with private_torch_rng(0), torch.no_grad():
+        try:
+            trial(images)
+        except Exception as error:  # layers may be the user's own
+            trial(torch.cat([images, images]))
+            raise ValueError(
+                f"With {n_rows} different rows, batch_size={batch_size} and gradient_accumulation={n_parts} a network "
+                f"is at times trained on one row alone, and this one cannot be: {error} Give a larger batch_size or "
+                "more rows, or layers that compute no statistics over a batch."
+            ) from error
+
+
 def _original_head(backbone: Backbone, strategy) -> OriginalHead:
     if backbone.original_head is None:
         raise StrategyError(
