@@ -37,10 +37,12 @@ def mean_and_spread(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray,
     weight : ndarray of shape (n,)
         How much each row counts.
     """
-    values = values.astype(np.float64)
+    _, exponent = np.frexp(np.abs(values).max(axis=0).astype(np.float64))
+    unit = np.ldexp(1.0, exponent - 1)  # in which squares are numbers, too; a power of two leaves no trace
+    values = values / unit
     mean = np.average(values, axis=0, weights=weight)
     variance = np.average((values - mean) ** 2, axis=0, weights=weight)
-    return mean, np.sqrt(np.where(is_constant(mean, variance, len(values)), 0.0, variance))
+    return mean * unit, np.sqrt(np.where(is_constant(mean, variance, len(values)), 0.0, variance)) * unit
 
 
 def scale_of_embeddings(embeddings: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

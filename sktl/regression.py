@@ -239,12 +239,21 @@ class FineTuneRegressor(RegressorMixin, Heads):
             self.target_scale_ = np.where(spread > 0, spread, 1.0)
         if validation is not None:
             rows, known = validation
-            validation = rows, self._standardised(known)
-        return self._standardised(targets), validation
+            validation = rows, self._standardised(known, "y" if self.validation_indices_ is not None else "y_val")
+        return self._standardised(targets, "y"), validation
 
-    def _standardised(self, targets: Targets) -> Targets:
-        values = (targets.values - self.target_mean_) / self.target_scale_
-        return Targets(values.astype(np.float32), targets.weight)
+    def _standardised(self, targets: Targets, name: str) -> Targets:
+        with np.errstate(over="ignore"):
+            values = ((targets.values - self.target_mean_) / self.target_scale_).astype(np.float32)
+        too_far = np.argwhere(~np.isfinite(values))
+        if len(too_far):
+            row, column = too_far[0]
+            raise ValueError(
+                f"{name} holds {targets.values[row, column]:g}, which is too far from the mean of y, "
+                f"{self.target_mean_[column]:g}, for a standard deviation of {self.target_scale_[column]:g}. Leave the "
+                "row out, or give numbers closer to each other, such as logarithms."
+            )
+        return Targets(values, targets.weight)
 
     def _n_outputs(self) -> int:
         return self._n_targets

@@ -122,6 +122,24 @@ def test_bad_targets_are_explained(few):
         make_regressor(early_stopping=True, validation_fraction=0.99).fit(X, y)
 
 
+@pytest.mark.parametrize("unit", [2.0**-1000, 2.0**-600, 2.0**600, 2.0**1020])
+def test_units_of_y_are_the_units_of_predictions(few, unit):
+    X, y = few
+    for strategy in ("feature_extraction", "fine_tuning"):
+        expected = make_regressor(strategy).fit(X, y).predict(X)
+        np.testing.assert_array_equal(make_regressor(strategy).fit(X, y * unit).predict(X) / unit, expected)
+
+
+def test_numbers_that_training_cannot_count_in_are_refused(few):
+    X, y = few
+    with pytest.raises(ValueError, match=r"^y holds -1\.7e\+308, which is too far from the mean"):
+        make_regressor("lp_ft").fit(X, np.where(np.arange(len(y)), 1.7e308, -1.7e308))
+    with pytest.raises(ValueError, match=r"^y_val holds 1e\+300, which is too far from the mean"):
+        make_regressor("lp_ft").fit(X, y, X_val=X[:1], y_val=[1e300])
+    with pytest.raises(ValueError, match=r"^y holds 1e\+300, which is too far from the mean"):
+        make_regressor("fine_tuning").partial_fit(X, y).partial_fit(X[:1], [1e300])
+
+
 @pytest.mark.parametrize("strategy", ["feature_extraction", "partial"])
 def test_copy_predicts_the_same(few, strategy):
     X, y = few
