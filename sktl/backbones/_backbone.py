@@ -116,6 +116,10 @@ class Backbone:
             self._views[key] = make_view(self.module, self.fingerprint, self.data_config, **choice)
         return self._views[key]
 
+    def in_use(self) -> "Backbone":
+        """Return the same backbone with the module of an equal one, if there is one in use."""
+        return dataclasses.replace(self, module=_built.get(self.fingerprint, self.module), _views={})
+
     def with_original_head(self, head: OriginalHead | None) -> "Backbone":
         """Return the same backbone with another head beside it, or none."""
         return dataclasses.replace(self, original_head=head)

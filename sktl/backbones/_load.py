@@ -107,7 +107,7 @@ def load_backbone(
     )
     source = {"backbone": backbone, "weights": weights, "data_config": data_config and dict(data_config)}
     source["image_size"] = image_size
-    return _shared.get(key, lambda: _with_source(_from_name(backbone, weights, overrides), source))
+    return _shared.get(key, lambda: _with_source(_from_name(backbone, weights, overrides).in_use(), source))
 
 
 def input_kind(backbone: str | nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 
 import pytest
 import timm
@@ -335,15 +336,16 @@ def test_weights_of_another_architecture_are_refused(trained):
 
 
 def test_random_start_is_always_the_same_and_moves_no_generator(fresh_cache, monkeypatch):
-    from sktl.backbones import _load
+    from sktl.backbones import _backbone, _load
 
     before = torch.get_rng_state()
     first = load_backbone("test_resnet", weights=None, image_size=SIZE)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     monkeypatch.setattr(_load, "_shared", _load._SharedBackbones(capacity=4))
+    monkeypatch.setattr(_backbone, "_built", {})  # else the second has the module of the first
     second = load_backbone("test_resnet", weights=None, image_size=SIZE)
-    assert first is not second
+    assert first.module is not second.module
     assert_same_state(second, first.module.state_dict())
 
 
@@ -360,3 +362,11 @@ def test_few_backbones_are_kept(fresh_cache):
     for size in (40, 48, 56, 64):
         load_backbone("test_resnet", weights=None, image_size=size)
     assert load_backbone("test_resnet", weights=None, image_size=SIZE) is not first
+
+
+def test_a_network_in_use_is_not_there_twice(fresh_cache):
+    first = load_backbone("sktl/tiny", image_size=SIZE)
+    for size in (40, 48, 56, 64):
+        load_backbone("sktl/tiny", image_size=size)
+    second = load_backbone("sktl/tiny", image_size=SIZE)
+    assert pickle.loads(pickle.dumps(second)).module is second.module is first.module
