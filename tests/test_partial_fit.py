@@ -10,7 +10,7 @@ from small_models import difference, make_model, make_regressor, three_digits
 
 from sktl.embedding import default_store
 from sktl.exceptions import InputError, StrategyError
-from sktl.strategies import STRATEGIES, BitFit, GradualUnfreezing, WiseFT
+from sktl.strategies import STRATEGIES, BitFit, GradualUnfreezing, Strategy, WiseFT
 
 CLASSES = [0, 1, 2]
 IN_PASSES = [name for name, strategy in STRATEGIES.items() if not strategy.needs_original_head]
@@ -61,6 +61,19 @@ def test_passes_follow_parameters_that_have_changed(few, pickled):
     before = {name: model.backbone_.module.get_parameter(name).clone() for name in kernels}
     model.partial_fit(*few)
     assert all(torch.equal(model.backbone_.module.get_parameter(name), value) for name, value in before.items())
+
+
+class HeadFirst(Strategy):
+    def param_groups(self, network, lr):
+        return [
+            {**group, "lr": rate}
+            for group, rate in zip(super().param_groups(network, lr)[::-1], (lr, lr / 10), strict=True)
+        ]
+
+
+def test_rate_that_is_told_is_that_of_the_head_in_whatever_group(few):
+    model = make_model(HeadFirst(), learning_rate=0.01).partial_fit(*few, classes=CLASSES)
+    assert model.history_[-1]["lr"] == 0.01
 
 
 def test_parameters_of_the_surroundings_leave_passes_as_they_are(few):

@@ -50,7 +50,7 @@ class Schedule(LRScheduler):
     def on_batch_begin(self, net, training=False, **kwargs):
         """Note the rate of the step; skorch would note that of the first group, the layers next to the input."""
         if training:
-            net.history.record_batch("lr", _rate_of_head(net))
+            net.history.record_batch("lr", rate_of_head(net))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a fit that goes on later needs."""
@@ -61,8 +61,14 @@ class Schedule(LRScheduler):
         self.lr_scheduler_.load_state_dict(state)
 
 
-def _rate_of_head(net) -> float:
-    """Return the head's learning rate, or the last group's where no group has the head."""
+def rate_of_head(net) -> float:
+    """Return the head's learning rate, or the last group's where no group has the head.
+
+    Parameters
+    ----------
+    net : TransferNet
+        Initialized.
+    """
     groups = net.optimizer_.param_groups
     head = {id(parameter) for parameter in net.module_.head.parameters()}
     return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])

@@ -243,9 +243,7 @@ def merge_duplicates(rows, targets: Targets, *, by_pixels: bool = False) -> tupl
         return row.pixel_digest() if by_pixels and hasattr(row, "pixel_digest") else row.digest, row.digest
 
     contents, files = zip(*map_rows(digests, rows, range(len(targets))), strict=True)
-    order = np.array(
-        sorted(range(len(files)), key=files.__getitem__)
-    )  # of files that show the same, one has to be chosen
+    order = np.array(sorted(range(len(files)), key=files.__getitem__))  # of files that show the same, one is chosen
     keys = [contents[index] + targets.values[index].tobytes() for index in order]
     _, first, group = np.unique(np.array(keys, dtype=object), return_index=True, return_inverse=True)
     group = group[np.argsort(order)]
@@ -278,7 +276,7 @@ def describe_rows(rows, targets: Targets) -> dict[str, Any]:
 
 
 class EvenBatches(Sampler):
-    """Split the rows into batches whose sizes differ by one at most, so that none is too small for batch normalisation.
+    """Split the rows into batches whose sizes differ by one at most: no small rest to upset batch normalisation.
 
     Parameters
     ----------

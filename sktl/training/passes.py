@@ -9,6 +9,7 @@ from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from sktl._random import private_torch_rng
+from sktl.training.callbacks import rate_of_head
 from sktl.training.data import TrainingData
 from sktl.training.net import TransferNet
 from sktl.training.network import Network
@@ -68,7 +69,7 @@ class Passes:
         Returns
         -------
         entry : dict
-            Loss, learning rate and seconds, for the history.
+            Loss, seconds and the head's learning rate, for the history.
         """
         self.usable = False
         data.epoch = self._n_passes
@@ -87,8 +88,8 @@ class Passes:
         epoch["batches"] = []
         self._n_passes += 1
         self.usable = True
-        rate = self.net.optimizer_.param_groups[-1]["lr"]
-        return {"phase": "pass", "train_loss": float(epoch["train_loss"]), "dur": float(epoch["dur"]), "lr": rate}
+        figures = {name: float(epoch[name]) for name in ("train_loss", "dur")}
+        return {"phase": "pass", **figures, "lr": rate_of_head(self.net)}
 
     def state(self, lasting: Collection[str] = ()) -> dict[str, Any]:
         """Return the arguments, net aside, with which the passes go on elsewhere; arrays and numbers.
