@@ -134,6 +134,10 @@ class NoEpoch(Callback):
         pytest.fail("training has begun")
 
 
+def test_a_head_that_is_fitted_alone_sees_more_than_batch_size_says(few):
+    make_model("feature_extraction", head=norm_head(3), batch_size=1, gradient_accumulation=64).fit(*few)
+
+
 def test_one_row_is_refused_where_a_layer_needs_several(few):
     X, y = few[0][:1], few[1][:1]
     message = "With 1 different rows, .* Give a larger batch_size or more rows"

@@ -21,7 +21,7 @@ from sktl._finetuning._passes import PassByPass, plain_entry
 from sktl._finetuning._telling import all_bad_rows_named
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
-from sktl.backbones import Backbone, example_input
+from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.inputs import ImagePreprocessor
 from sktl.strategies import Strategy, resolve_strategy
@@ -32,7 +32,6 @@ from sktl.training import (
     ValidScore,
     VariantRows,
     autocast_dtype,
-    check_steps,
     current_peers,
     describe_rows,
     find_learning_rate,
@@ -147,9 +146,7 @@ class FineTuner(PassByPass):
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
         backbone, draw_original = self._prepare_original_data(original, backbone)
         network = self._build_network(backbone, seed, goes_on=goes_on)
-        batch_size = self.batch_size if self.strategy_.trains_backbone else len(targets)
-        example = example_input(backbone.data_config)
-        check_steps(network, example, len(targets), batch_size, self.gradient_accumulation)
+        self._check_steps(network, backbone, len(targets), in_loop=self.strategy_.trains_backbone)
         views = self._views(backbone, seed)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width

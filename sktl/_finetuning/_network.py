@@ -12,8 +12,8 @@ from torch import nn
 from sktl._base import EmbeddingMixin
 from sktl._finetuning._original import OriginalTask
 from sktl._finetuning._state import PlainState
-from sktl.backbones import Backbone
-from sktl.training import build_network, head_outputs, make_head, make_net, trained_backbone
+from sktl.backbones import Backbone, example_input
+from sktl.training import build_network, check_steps, head_outputs, make_head, make_net, trained_backbone
 
 # Brings learning rates to where they are usual for encoders like BERT (Devlin and others, NAACL 2019).
 _SCALE_OF_TEXTS = 0.3
@@ -43,6 +43,15 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
         head = copy.deepcopy(self.net_.module_.head) if goes_on else self._new_head(backbone.width, seed)
         settings = {"goes_on": goes_on, "dropout": self.dropout, "drop_path": self.drop_path}
         return build_network(backbone, head, self.strategy_, seed, **settings)
+
+    def _check_steps(self, network, backbone: Backbone, n_rows: int, in_loop: bool = True) -> None:
+        """Refuse steps of one row, if what is trained needs several; a head alone is fitted out of the loop."""
+        if self.strategy_.trains_backbone:
+            trained, example = network, example_input(backbone.data_config)
+        else:
+            trained, example = network.head, torch.zeros(1, backbone.width)
+        batch_size, n_parts = (self.batch_size, self.gradient_accumulation) if in_loop else (n_rows, 1)
+        check_steps(trained, example, n_rows, batch_size, n_parts)
 
     def _make_net(self, network, device: torch.device):
         return make_net(network, self.strategy_, **self._net_settings(device))

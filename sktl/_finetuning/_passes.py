@@ -20,7 +20,7 @@ from sktl._finetuning._going_on import (
 )
 from sktl._finetuning._rows import TrainingRows
 from sktl._finetuning._telling import all_bad_rows_named
-from sktl.backbones import Backbone, example_input
+from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
 from sktl.strategies import resolve_strategy
@@ -30,7 +30,6 @@ from sktl.training import (
     Passes,
     Targets,
     TrainingData,
-    check_steps,
     head_alone,
     merge_duplicates,
     restore_network,
@@ -71,9 +70,7 @@ class PassByPass(TrainingRows):
                 self._passes = self._begin_passes(first)
                 self._settings_of_passes = settings_of_passes(self)
             self.__dict__.pop("training_data_", None)  # it was of one fit
-            trains_backbone, backbone = self.strategy_.trains_backbone, self.backbone_
-            example = example_input(backbone.data_config) if trains_backbone else torch.zeros(1, 1, backbone.width)
-            check_steps(self._passes.network, example, len(targets), self.batch_size, self.gradient_accumulation)
+            self._check_steps(self._passes.network, self.backbone_, len(targets))
             self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
         self.fit_seconds_ += time.perf_counter() - started

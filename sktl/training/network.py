@@ -168,15 +168,15 @@ def build_network(
     return network
 
 
-def check_steps(network: Network, images: torch.Tensor, n_rows: int, batch_size: int, n_parts: int = 1) -> None:
+def check_steps(network: nn.Module, example: torch.Tensor, n_rows: int, batch_size: int, n_parts: int = 1) -> None:
     """Refuse, before anything is trained, steps of one row with a network that cannot be trained on one.
 
     Parameters
     ----------
-    network : Network
-        On the CPU; left as it is.
-    images : tensor of shape (1, ...)
-        What the network takes for one row.
+    network : nn.Module
+        What is trained, on the CPU; left as it is.
+    example : tensor of shape (1, ...)
+        What it takes for one row.
     n_rows : int
         Of an epoch.
     batch_size : int
@@ -195,9 +195,9 @@ def check_steps(network: Network, images: torch.Tensor, n_rows: int, batch_size:
     trial = copy.deepcopy(network).train()
     with private_torch_rng(0), torch.no_grad():
         try:
-            trial(images)
+            trial(example)
         except Exception as error:  # layers may be the user's own
-            trial(torch.cat([images, images]))
+            trial(torch.cat([example, example]))
             raise ValueError(
                 f"With {n_rows} different rows, batch_size={batch_size} and gradient_accumulation={n_parts} a network "
                 f"is at times trained on one row alone, and this one cannot be: {error} Give a larger batch_size or "
