@@ -4,6 +4,7 @@ from numbers import Integral
 
 from torch import nn
 
+from sktl._finetuning._rows import FitData
 from sktl.backbones import Backbone, fingerprint
 from sktl.training import Checkpoint, describe, describe_fit, describe_parameters
 
@@ -14,7 +15,7 @@ _NO_PART_OF_THE_RESULT = {
 }
 
 
-def open_checkpoint(estimator, backbone: Backbone, data, original, seed: int) -> Checkpoint | None:
+def open_checkpoint(estimator, backbone: Backbone, data: FitData, seed: int) -> Checkpoint | None:
     """Return where the state of training is kept; refuse what another fit left there.
 
     Parameters
@@ -23,10 +24,8 @@ def open_checkpoint(estimator, backbone: Backbone, data, original, seed: int) ->
         In ``fit``.
     backbone : Backbone
         What training starts from.
-    data : sequence of (rows, Targets) or None
-        Training rows, and validation rows if there are any.
-    original : (rows, Targets) or None
-        The old task's rows, where the strategy brings them.
+    data : FitData
+        All rows that it is given.
     seed : int
         What ``random_state`` became.
     """
@@ -40,11 +39,11 @@ def open_checkpoint(estimator, backbone: Backbone, data, original, seed: int) ->
     facts = {"the backbone": backbone.fingerprint, "random_state": str(seed)}
     if isinstance(estimator.head, nn.Module):
         facts["head"] = f"{type(estimator.head).__name__} of {fingerprint(estimator.head)}"
-    parts = {"the data": data}
+    parts = {"the data": [(data.rows, data.targets), data.validation]}
     strategy = estimator.strategy_  # what a name stands for, too
-    if original is not None:  # judged by what the rows hold, as the others are
+    if data.original is not None:  # judged by what the rows hold, as the others are
         facts["strategy"] = f"{type(strategy).__name__} of {describe_parameters(strategy, {'X', 'y'})}"
-        parts["the old task's data"] = [original]
+        parts["the old task's data"] = [data.original]
     else:
         facts["strategy"] = describe(strategy)
     checkpoint = Checkpoint(estimator.checkpoint, describe_fit(estimator, _NO_PART_OF_THE_RESULT, facts, parts))

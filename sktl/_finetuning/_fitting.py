@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
 from sktl._finetuning._passes import PassByPass, plain_entry
-from sktl._finetuning._telling import all_bad_rows_named
+from sktl._finetuning._rows import FitData
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
 from sktl.backbones import Backbone
@@ -98,55 +97,49 @@ class FineTuner(PassByPass):
         with as_before_on_failure(self), PeakMemory(resolve_device(self.device)) as memory:
             self.strategy_ = strategy
             goes_on = self.warm_start and hasattr(self, "net_")
-            if goes_on:
-                check_same_network(self, self._settings_of_network)
-                backbone = self._own_backbone()
-            else:
-                self._settings_of_network = settings_of_network(self)
-                backbone = self._load_backbone()
+            backbone = self._backbone_to_start_from(goes_on)
             rows, targets, counting = self._check_training_rows(X, y, sample_weight, backbone, goes_on)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
             seed = current_peers().agree(seed)
             validation = self._check_validation_rows(X_val, y_val, sample_weight_val, backbone)
             groups = self._check_groups(X, groups)
-            with nullcontext() if strategy.trains_backbone else all_bad_rows_named(rows):
-                rows, targets, merged = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
+            with self._all_bad_rows_named(rows):
+                rows, targets, merged = merge_duplicates(rows, targets, by_pixels=strategy.trains_backbone)
                 self.training_data_ = describe_rows(rows, targets)
                 if validation is None:
                     groups = None if groups is None else groups_of_merged(groups[counting], merged)
                     rows, targets, validation, held_out = self._hold_out(rows, targets, groups, seed)
                     self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
                 targets, validation = self._scale_targets(targets, validation, goes_on)
+                data = FitData(rows, targets, validation, self._open_original_rows(backbone))
                 self._end_passes()
                 self._forget_learning_rate()
-                original = self._open_original_rows(backbone)
-                checkpoint = open_checkpoint(self, backbone, [(rows, targets), validation], original, seed)
-                self._fit_network(rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint)
+                checkpoint = open_checkpoint(self, backbone, data, seed)
+                self._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
             n_passes = len(self.history_) - (0 if checkpoint is None else checkpoint.n_epochs_found)
-            self.images_per_second_ = len(targets) * n_passes / self.fit_seconds_
+            self.images_per_second_ = len(data.targets) * n_passes / self.fit_seconds_
             tasks.finish()
             if checkpoint is not None:
                 checkpoint.remove()
         self.peak_memory_ = memory.bytes
         return self
 
+    def _backbone_to_start_from(self, goes_on: bool) -> Backbone:
+        """Return the fitted backbone where training goes on from it, else load the one that the parameters name."""
+        if goes_on:
+            check_same_network(self, self._settings_of_network)
+            return self._own_backbone()
+        self._settings_of_network = settings_of_network(self)
+        return self._load_backbone()
+
     def _fit_network(
-        self,
-        rows,
-        targets: Targets,
-        validation,
-        original,
-        backbone: Backbone,
-        goes_on: bool,
-        seed: int,
-        tasks: FitTasks,
-        checkpoint,
+        self, data: FitData, backbone: Backbone, goes_on: bool, seed: int, tasks: FitTasks, checkpoint
     ) -> None:
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
-        backbone, draw_original = self._prepare_original_data(original, backbone)
+        backbone, draw_original = self._prepare_original_data(data.original, backbone)
         network = self._build_network(backbone, seed, goes_on=goes_on)
-        self._check_steps(network, backbone, len(targets), in_loop=self.strategy_.trains_backbone)
+        self._check_steps(network, backbone, len(data.targets), in_loop=self.strategy_.trains_backbone)
         views = self._views(backbone, seed)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
@@ -154,16 +147,16 @@ class FineTuner(PassByPass):
         if self.strategy_.fits_head_first:
             tasks.begin("head")
             solve = not goes_on or not self.strategy_.trains_backbone
-            embeddings = self._fit_head(network, rows, targets, backbone, views, seed, solve=solve)
+            embeddings = self._fit_head(network, data, backbone, views, seed, solve=solve)
         if self.strategy_.trains_backbone:
-            n_classes = self._n_outputs() if targets.are_classes else 1
-            rows_per_class = None if goes_on else len(targets) / n_classes
+            n_classes = self._n_outputs() if data.targets.are_classes else 1
+            rows_per_class = None if goes_on else len(data.targets) / n_classes
             facts = {"embeddings": embeddings, "draw_original": draw_original, "rows_per_class": rows_per_class}
             self._begin_training(network, backbone, goes_on=goes_on, **facts)
         if self.strategy_.fits_head_first:
             tasks.end(lambda: self._as_if_done(network, backbone))
         if self.strategy_.trains_backbone:
-            self._train(network, rows, targets, validation, backbone, views, seed, tasks, checkpoint)
+            self._train(network, data, backbone, views, seed, tasks, checkpoint)
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
@@ -173,30 +166,28 @@ class FineTuner(PassByPass):
             self.backbone_ = backbone
         self._keep_original_head(backbone, network.original_head)
 
-    def _fit_head(
-        self, network, rows, targets: Targets, backbone, views, seed: int, *, solve: bool
-    ) -> np.ndarray | None:
+    def _fit_head(self, network, data: FitData, backbone, views, seed: int, *, solve: bool) -> np.ndarray | None:
         """Fit the head, if it is new, on the backbone's embeddings of the rows; return these, if they are of use."""
         started = time.perf_counter()
         if not solve and not self.strategy_.needs_original_head:
             return None
-        embeddings = self._embed(rows, backbone.view)
+        embeddings = self._embed(data.rows, backbone.view)
         if not solve:
             return embeddings
-        used = self._with_variants(embeddings, rows, targets, backbone, views)
+        used = self._with_variants(embeddings, data, backbone, views)
         loss = self._solve_head(network.head, *used, seed)
         self.history_.append({"phase": "head", "train_loss": loss, "dur": time.perf_counter() - started})
         return embeddings
 
-    def _with_variants(self, embeddings, rows, targets: Targets, backbone, views) -> tuple[np.ndarray, Targets]:
+    def _with_variants(self, embeddings, data: FitData, backbone, views) -> tuple[np.ndarray, Targets]:
         """Add the embeddings of variants of the images, where the head is all that is trained."""
         if views is None or self.strategy_.trains_backbone:
-            return embeddings, targets
+            return embeddings, data.targets
         views = replace(views, n_kept=views.n_kept or DEFAULT_COPIES)
-        variants = VariantRows(rows, ImagePreprocessor(backbone.data_config), views)
+        variants = VariantRows(data.rows, ImagePreprocessor(backbone.data_config), views)
         of_variants = self._embed(variants, backbone.view, stored=views.augment.key is not None)
         n_times = 1 + views.n_kept
-        repeated = targets.take(np.tile(np.arange(len(targets)), n_times))
+        repeated = data.targets.take(np.tile(np.arange(len(data.targets)), n_times))
         return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
 
     def _forget_learning_rate(self) -> None:
@@ -213,14 +204,14 @@ class FineTuner(PassByPass):
         net.autocast = precision
         self.learning_rate_, self.lr_curve_ = find_learning_rate(net, data, seed)
 
-    def _train(self, network, rows, targets, validation, backbone, views, seed, tasks: FitTasks, checkpoint) -> None:
-        data = self._training_data(rows, targets, backbone, views)
+    def _train(self, network, data: FitData, backbone, views, seed, tasks: FitTasks, checkpoint) -> None:
+        learnt = self._training_data(data.rows, data.targets, backbone, views)
         device = resolve_device(self.device)
-        precision = autocast_dtype(self.amp, network, data.first_images(), device, self.dtype)
-        self._find_learning_rate(network, data, seed, precision)
+        precision = autocast_dtype(self.amp, network, learnt.first_images(), device, self.dtype)
+        self._find_learning_rate(network, learnt, seed, precision)
         self.net_ = self._make_net(network, device)
         self.net_.autocast = precision
-        valid = None if validation is None else self._validation_data(*validation, backbone)
+        valid = None if data.validation is None else self._validation_data(*data.validation, backbone)
         extra = []
         if valid is not None and self._valid_score is not None:
             extra.append((self._valid_score[0], ValidScore(*self._valid_score)))
@@ -232,5 +223,5 @@ class FineTuner(PassByPass):
         if valid is not None and self.early_stopping:
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         with warned_of_company(device):
-            train(self.net_, data, valid, seed, extra, checkpoint)
+            train(self.net_, learnt, valid, seed, extra, checkpoint)
         self.history_ += [plain_entry(epoch) for epoch in self.net_.history]

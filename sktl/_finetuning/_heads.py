@@ -36,18 +36,18 @@ class Heads(FineTuner):
         settings = {"dropout": self.dropout, "weight_decay": self.weight_decay, "seed": seed}
         return train_head(head, embeddings, targets, criterion, **settings)
 
-    def _fit_network(self, rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint) -> None:
+    def _fit_network(self, data, backbone, goes_on, seed, tasks, checkpoint) -> None:
         self.__dict__.pop("head_", None)
         if not self._has_model_as_head():
-            super()._fit_network(rows, targets, validation, original, backbone, goes_on, seed, tasks, checkpoint)
+            super()._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             return
         for attribute in ("net_", "_net"):
             self.__dict__.pop(attribute, None)
         started = time.perf_counter()
         tasks.begin("head")
-        embeddings = self._embed(rows, backbone.view)
+        embeddings = self._embed(data.rows, backbone.view)
         views = self._views(backbone, seed)
-        self.head_ = self._fit_model(*self._with_variants(embeddings, rows, targets, backbone, views), seed)
+        self.head_ = self._fit_model(*self._with_variants(embeddings, data, backbone, views), seed)
         self.history_ = [{"phase": "head", "dur": time.perf_counter() - started}]
         self.backbone_, self.trainable_parameters_, self._n_features_out = backbone, 0, backbone.width
         self._keep_original_head(backbone, None)

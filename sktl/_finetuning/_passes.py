@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +18,6 @@ from sktl._finetuning._going_on import (
     settings_of_passes,
 )
 from sktl._finetuning._rows import TrainingRows
-from sktl._finetuning._telling import all_bad_rows_named
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
@@ -63,7 +61,7 @@ class PassByPass(TrainingRows):
         else:
             self._follow_parameters()
         rows, targets = self._check_rows_of_pass(X, y, sample_weight, first)
-        with nullcontext() if self.strategy_.trains_backbone else all_bad_rows_named(rows):
+        with self._all_bad_rows_named(rows):
             rows, targets, _ = merge_duplicates(rows, targets, by_pixels=self.strategy_.trains_backbone)
             targets, _ = self._scale_targets(targets, None, not first)
             if getattr(self, "_passes", None) is None:

@@ -1,7 +1,8 @@
 """The rows that a network is trained on: checked, turned into targets, and held out in part."""
 
 from abc import abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
@@ -11,11 +12,32 @@ from sktl._base import warn_of_truncation
 from sktl._finetuning._holding_out import split_rows, wants_held_out
 from sktl._finetuning._labels import refuse_missing
 from sktl._finetuning._network import FittedNetwork
-from sktl._finetuning._telling import OF_VALIDATION, told_of
+from sktl._finetuning._telling import OF_VALIDATION, all_bad_rows_named, told_of
 from sktl.backbones import Backbone
 from sktl.exceptions import InputError
 from sktl.inputs import Augmenter, ImagePreprocessor, refuse_unordered
 from sktl.training import Targets, TrainingData, Views
+
+
+class FitData(NamedTuple):
+    """All rows that a fit is given, ready to be used.
+
+    Attributes
+    ----------
+    rows : sequence of rows
+        To learn from.
+    targets : Targets
+        What the network should say of them.
+    validation : (rows, Targets) or None
+        To measure on.
+    original : (rows, Targets) or None
+        The old task's, where the strategy brings them.
+    """
+
+    rows: Any
+    targets: Targets
+    validation: tuple[Any, Targets] | None
+    original: tuple[Any, Targets] | None
 
 
 class TrainingRows(FittedNetwork):
@@ -56,6 +78,10 @@ class TrainingRows(FittedNetwork):
     def _scale_targets(self, targets: Targets, validation, goes_on: bool):
         """Bring targets to the scale that the network learns on, found in the rows of training unless it goes on."""
         return targets, validation
+
+    def _all_bad_rows_named(self, rows) -> AbstractContextManager:
+        """Let errors about rows name all bad ones; where the network is trained, all are decoded at once anyway."""
+        return nullcontext() if self.strategy_.trains_backbone else all_bad_rows_named(rows)
 
     def _check_training_rows(self, X, y, sample_weight, backbone, goes_on: bool):
         """Return the rows that have weight, their targets, and their positions in X."""
