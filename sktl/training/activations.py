@@ -31,7 +31,7 @@ def prefix_once(
     n_epochs : int
         How often it goes through the rows.
     data : TrainingData
-        Rows to learn from; perhaps with activations that an earlier net left for this one.
+        Rows to learn from; perhaps with activations left over from an earlier net.
     valid : TrainingData, default=None
         Rows to measure on.
     for_later : bool, default=False
@@ -39,7 +39,7 @@ def prefix_once(
     """
     if not net.cache_prefix or net.mixing is not None or data.n_kept is None:
         return []
-    if n_epochs > data.n_kept or data.activations is not None:
+    if n_epochs > data.n_kept or data.left_over is not None:
         return [("prefix", PrefixOnce([data] if valid is None else [data, valid], for_later))]
     return []
 
@@ -52,7 +52,7 @@ class PrefixOnce(Settling):
     datasets : sequence of TrainingData
         All that the network sees in training.
     for_later : bool, default=False
-        Whether the activations outlast training.
+        Whether the activations outlast training, as what is left over.
     """
 
     def __init__(self, datasets, for_later: bool = False):
@@ -74,14 +74,16 @@ class PrefixOnce(Settling):
         net.history.record("frozen_prefix", "" if net.prefix_ is None else net.prefix_.cut.name or "backbone")
 
     def settle(self, net):
-        if not self.for_later:
-            self._forget(net)
+        left_over = [data.activations if self.for_later else None for data in self.datasets]
+        self._forget(net)
+        for data, activations in zip(self.datasets, left_over, strict=True):
+            data.left_over = activations
         self.datasets = ()
 
     def _forget(self, net) -> None:
         net.prefix_ = None
         for data in self.datasets:
-            data.activations = None
+            data.activations = data.left_over = None
 
     def _find(self, net) -> FrozenPrefix | None:
         images = self.datasets[0].first_images()
@@ -94,12 +96,12 @@ class PrefixOnce(Settling):
     def _make_room(self, prefix: FrozenPrefix, backbone: nn.Module) -> bool:
         """Keep the activations that are of this prefix, and reserve room for others; tell whether there is any."""
         for data in self.datasets:
-            if data.activations is not None and data.activations.are_of(prefix, backbone):
+            found = [each for each in (data.activations, data.left_over) if each and each.are_of(prefix, backbone)]
+            data.activations, data.left_over = found[0] if found else None, None
+        for data in self.datasets:
+            if data.activations is not None:
                 data.activations.backbone = backbone  # lest that of an earlier net stays in memory
             else:
-                data.activations = None
-        for data in self.datasets:
-            if data.activations is None:
                 values = reserve((data.n_kept * len(data), *prefix.cut.shape), prefix.cut.dtype)
                 if values is None:
                     return False

@@ -75,6 +75,8 @@ class TrainingData(Dataset):
         Decides which variants are given.
     activations : Activations or None
         What stands for the images where the frozen part of a network has been run on them already.
+    left_over : Activations or None
+        Such as a net made that is gone; no batch has them until another net takes them over.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class TrainingData(Dataset):
     """
 
     activations: Activations | None = None
+    left_over: Activations | None = None
     epoch: int = 0
 
     def __init__(

@@ -125,11 +125,9 @@ class FrozenPrefix:
         return all(_close(first, second) for first, second in zip(whole, split, strict=True))
 
     def is_same_in(self, backbone: nn.Module, other: nn.Module) -> bool:
-        """Compare the weights that it uses in two backbones."""
-        parts = [(backbone.get_submodule(name), other.get_submodule(name)) for name in self._names()]
-        return all(
-            all(map(torch.equal, part.state_dict().values(), twin.state_dict().values())) for part, twin in parts
-        )
+        """Compare the weights that it uses in two backbones of one architecture."""
+        names = self._names()
+        return all(map(torch.equal, _used_by(names, backbone), _used_by(names, other)))
 
     def _names(self) -> set[str]:
         return {call.name for call in self.calls}
@@ -197,6 +195,15 @@ def find_prefix(network: Network, images: torch.Tensor) -> FrozenPrefix | None:
             if prefix.agrees(backbone, images):
                 return prefix
     return None
+
+
+def _used_by(names: set[str], backbone: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the parameters and buffers of some modules, and those of the modules around them, whose code calls them."""
+    for name, module in backbone.named_modules():
+        is_part = any(not each or f"{name}.".startswith(f"{each}.") for each in names)
+        if is_part or any(not name or each.startswith(f"{name}.") for each in names):
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
 
 
 class _Enough(Exception):  # noqa: N818 -- no error: the way out of a pass that has given all that is asked for

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from small_models import Net, difference, make_model, make_network, three_digits
 from torch import nn
 
@@ -236,6 +237,49 @@ def test_activations_of_weights_that_the_test_of_learning_rates_changed_are_left
     given = make_model(strategy, learning_rate=found.learning_rate_, **options).fit(*three_digits())
     assert cuts(found) == ["stem", "", "stem"]
     assert difference(found, given) == 0.0
+
+
+class Shifting(Net):
+    """Adds a number of its own between its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return self.body(self.stem(images) + self.shift).mean((2, 3))
+
+
+class ShiftTrainedInTheSecondEpoch(Chosen):
+    """Freezes it before and after; in a training of one epoch it stays frozen."""
+
+    def on_epoch_begin(self, network, epoch):
+        self._set(network, True)
+        network.backbone.shift.requires_grad_(epoch == 1)
+
+
+def test_weights_of_the_code_around_the_prefix_count_too():
+    strategy = ShiftTrainedInTheSecondEpoch(names=("body.1",))
+    options = {"backbone": Shifting(), "max_epochs": 1, "batch_size": 16}
+    found = make_model(strategy, learning_rate="auto", **options).fit(*three_digits())
+    given = make_model(strategy, learning_rate=found.learning_rate_, **options).fit(*three_digits())
+    assert difference(found, given) < 1e-5
+
+
+class Predicting(Callback):
+    """Runs the net in training before the first epoch."""
+
+    def on_train_begin(self, net, X=None, **kwargs):
+        self.output_ = net.forward(X)
+
+
+def test_callbacks_may_run_the_net_after_the_test_of_learning_rates():
+    outputs = []
+    for rate in ("auto", 0.01):
+        callback = Predicting()
+        make_model("partial", learning_rate=rate, max_epochs=2, callbacks=[callback]).fit(*three_digits())
+        outputs.append(callback.output_)
+    torch.testing.assert_close(*outputs)
 
 
 def test_variants_that_no_epoch_reads_do_not_pass_the_prefix(monkeypatch):
