@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from skorch.callbacks import Callback
-from small_models import make_model, make_regressor, three_digits
+from small_models import Net, make_model, make_regressor, three_digits
 from torch import nn
 
 from sktl.exceptions import StrategyError
@@ -149,6 +149,23 @@ def test_one_row_is_refused_where_a_layer_needs_several(few):
         with pytest.raises(ValueError, match=message):
             stream.partial_fit(X, y)
         stream.partial_fit(*few)
+
+
+def test_variants_of_one_row_are_several(few):
+    make_regressor("feature_extraction", head=norm_head(1), augment="light").fit(few[0][:1], [1.0])
+
+
+class SeesSomething(Net):
+    """Takes no blank images."""
+
+    def forward(self, images):
+        if self.training and images.std() == 0:
+            raise ValueError("blank image")
+        return super().forward(images)
+
+
+def test_steps_of_one_row_are_tried_only_to_compare_them_with_others(few):
+    make_model("fine_tuning", backbone=SeesSomething(), batch_size=1).fit(few[0][:4], few[1][:4])
 
 
 def test_module_given_as_head_is_left_alone(few):

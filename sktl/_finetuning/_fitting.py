@@ -139,8 +139,9 @@ class FineTuner(PassByPass):
         """Run the phases of the strategy: the head alone on embeddings, unless it goes on, then the network."""
         backbone, draw_original = self._prepare_original_data(data.original, backbone)
         network = self._build_network(backbone, seed, goes_on=goes_on)
-        self._check_steps(network, backbone, len(data.targets), in_loop=self.strategy_.trains_backbone)
         views = self._views(backbone, seed)
+        if self.strategy_.trains_backbone or views is None:  # a head alone sees each row's variants at once
+            self._check_steps(network, backbone, len(data.targets), in_loop=self.strategy_.trains_backbone)
         self.history_: list[dict[str, Any]] = []
         self._n_features_out = backbone.width
         embeddings = None

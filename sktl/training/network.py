@@ -194,15 +194,23 @@ def check_steps(network: nn.Module, example: torch.Tensor, n_rows: int, batch_si
         return
     trial = copy.deepcopy(network).train()
     with private_torch_rng(0), torch.no_grad():
-        try:
-            trial(example)
-        except Exception as error:  # layers may be the user's own
-            trial(torch.cat([example, example]))
-            raise ValueError(
-                f"With {n_rows} different rows, batch_size={batch_size} and gradient_accumulation={n_parts} a network "
-                f"is at times trained on one row alone, and this one cannot be: {error} Give a larger batch_size or "
-                "more rows, or layers that compute no statistics over a batch."
-            ) from error
+        error = _failure(trial, example)
+        if error is None or _failure(trial, torch.cat([example, example])) is not None:
+            return
+    raise ValueError(
+        f"With {n_rows} different rows, batch_size={batch_size} and gradient_accumulation={n_parts} a network is at "
+        f"times trained on one row alone, and this one cannot be: {error} Give a larger batch_size or more rows, or "
+        "layers that compute no statistics over a batch."
+    ) from error
+
+
+def _failure(network: nn.Module, rows: torch.Tensor) -> Exception | None:
+    """Return what a network raises for some rows, if anything; its layers may be the user's own."""
+    try:
+        network(rows)
+    except Exception as error:
+        return error
+    return None
 
 
 def _original_head(backbone: Backbone, strategy) -> OriginalHead:
