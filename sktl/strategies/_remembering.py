@@ -7,6 +7,7 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional
 
+from sktl.backbones import current_shelf
 from sktl.strategies._tuned import PROBE, SCALE, SlowBackbone
 from sktl.strategies.base import Batch, Start, TrainableNetwork
 
@@ -133,8 +134,8 @@ class JointTraining(SlowBackbone):
 
     Notes
     -----
-    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Frames
-    of pandas and polars, and their columns, come back as arrays.
+    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Columns
+    of pandas and polars come back as arrays, and whole frames do so from files without pickle.
     ``augment=`` and ``mixup=`` of the estimator vary the new images alone.
 
     References
@@ -179,7 +180,7 @@ class JointTraining(SlowBackbone):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hold frames and their columns as arrays, for which files without pickle have a form."""
+        """Hold columns of frames as arrays, and whole frames in files without pickle, which have no form of them."""
         state = super().__getstate__()
         return {**state, "X": _as_array(state["X"]), "y": _as_array(state["y"])}
 
@@ -200,5 +201,6 @@ class JointTraining(SlowBackbone):
 
 
 def _as_array(values: Any) -> Any:
-    is_of_frame = hasattr(values, "to_numpy") and len(getattr(values, "shape", ())) in (1, 2)
-    return values.to_numpy() if is_of_frame else values
+    n_axes = len(getattr(values, "shape", ())) if hasattr(values, "to_numpy") else 0
+    for_a_file = current_shelf() is not None
+    return values.to_numpy() if n_axes == 1 or (n_axes == 2 and for_a_file) else values

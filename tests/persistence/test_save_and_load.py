@@ -1,6 +1,7 @@
 """A model goes through a file without pickle and is the same afterwards, also in another process."""
 
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -292,3 +293,10 @@ def test_frames_of_old_images_come_back_as_arrays(image_paths, tmp_path, kind):
     np.testing.assert_array_equal(restored.predict_proba_original(old["path"]), expected)
     again = clone(restored).fit(new, image_paths[1][:15])
     np.testing.assert_array_equal(again.predict_proba_original(old["path"]), expected)
+
+
+def test_frames_of_old_numbers_keep_the_names_of_their_columns_in_pickles():
+    pandas = pytest.importorskip("pandas")
+    numbers = pandas.DataFrame(X.reshape(len(X), -1)[:20]).add_prefix("pixel")
+    model = FineTuneClassifier(strategy=JointTraining(numbers[:10], Y[:10]), image_size=32, max_epochs=1)
+    pickle.loads(pickle.dumps(model)).fit(numbers[10:], Y[10:20])  # without a warning that names are missing
