@@ -73,7 +73,7 @@ def _finish(net: TransferNet, data: TrainingData) -> None:
     net.module_.cpu().eval()
     net.device = "cpu"
     net.optimizer_.state.clear()
-    net.averaging = net.autocast = None
+    net.averaging = net.autocast = net.train_split = None
     images = data.inputs(torch.tensor([0]), 0)
     with torch.inference_mode():
         finite = torch.isfinite(net.module_(images)).all()

@@ -1,5 +1,6 @@
 """What decides the trained weights: seeds, the weights of rows, and rows that are held out."""
 
+import gc
 import hashlib
 import random
 import subprocess
@@ -14,6 +15,7 @@ from small_models import WAYS, difference, make_model, three_digits
 
 from sktl import FineTuneClassifier
 from sktl.strategies import FeatureExtraction
+from sktl.training import TrainingData
 
 TRAINED = [name for name, strategy in WAYS.items() if strategy.trains_backbone]
 
@@ -283,3 +285,14 @@ def test_unknown_labels_in_validation_are_named(few):
 def test_validation_rows_need_labels(few):
     with pytest.raises(ValueError, match="y"):
         make_model().fit(*few, X_val=few[0][:2])
+
+
+def test_a_fitted_estimator_holds_no_images():
+    def alive():
+        gc.collect()
+        return sum(type(each) is TrainingData for each in gc.get_objects())
+
+    before = alive()
+    model = make_model("partial", early_stopping=True, learning_rate="auto").fit(*three_digits())
+    assert alive() == before
+    assert model.predict(three_digits()[0]).shape == (len(three_digits()[1]),)
