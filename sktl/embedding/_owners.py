@@ -19,6 +19,8 @@ def is_alive(owner):
         pid = int(pid)
     except (AttributeError, TypeError, ValueError):
         return False
+    if pid < 1:  # which would be no process, but a group of them
+        return False
     if machine != _machine():
         return True
     if started:
@@ -27,7 +29,7 @@ def is_alive(owner):
         return True  # os.kill would not ask there, but act
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (OverflowError, ProcessLookupError):
         return False
     except OSError:
         return True

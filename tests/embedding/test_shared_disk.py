@@ -117,7 +117,10 @@ def test_claims_expire(tmp_path, monkeypatch):
     assert store.claim(NAMESPACE, [digest(1)]) == set()
 
 
-@pytest.mark.parametrize("owner", ["?", "a|b|c", b"|||", 7, ""])
+DAMAGED_PIDS = [f"{owners._machine()}|{pid}|" for pid in (-1, 0, 10**30)]
+
+
+@pytest.mark.parametrize("owner", ["?", "a|b|c", b"|||", 7, "", *DAMAGED_PIDS])
 def test_a_damaged_claim_is_nobodys(tmp_path, owner):
     store = DiskStore(tmp_path)
     store.claim(NAMESPACE, [digest(1)])
