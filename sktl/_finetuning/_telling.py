@@ -34,7 +34,8 @@ def told_of(rows: str, mark: str) -> Iterator[None]:
 def all_bad_rows_named(rows) -> Iterator[None]:
     """Let an error about some rows of X name all that cannot be used.
 
-    Rows are hashed before they are decoded, and of those with the same content only one is: each step knows its own.
+    Rows are hashed before they are decoded, and of those with the same content only one is: each step knows its own
+    bad rows. So after an error all rows are decoded before it is raised.
 
     Parameters
     ----------
@@ -43,15 +44,16 @@ def all_bad_rows_named(rows) -> Iterator[None]:
     """
     try:
         yield
+        return
     except InputError as error:
         if not error.rows:
             raise
         known = {row.index: row for row in error.rows}
-        try:
-            map_rows(lambda index: _decode(rows[index]), rows, range(len(rows)))
-        except InputError as found:
-            known.update({row.index: row for row in found.rows})
-        raise_bad_rows(list(known.values()), len(rows))
+    try:
+        map_rows(lambda index: _decode(rows[index]), rows, range(len(rows)))
+    except InputError as error:
+        known.update({row.index: row for row in error.rows})
+    raise_bad_rows(list(known.values()), len(rows))
 
 
 def _decode(row) -> None:
