@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def named(function: FunctionType, name: str) -> Callable[..., None]:
+def named(function: _F, name: str) -> _F:
     """Return a copy of a function under another name, which is what its errors call it.
 
     Parameters
@@ -16,9 +18,10 @@ def named(function: FunctionType, name: str) -> Callable[..., None]:
     name : str
         Such as ``"FineTuneRegressor.__init__"``.
     """
-    copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    copied.__qualname__ = name
+    parts = (function.__name__, function.__defaults__, function.__closure__)
+    copied = FunctionType(function.__code__, function.__globals__, *parts)
+    copied.__kwdefaults__, copied.__annotations__ = function.__kwdefaults__, function.__annotations__
+    copied.__doc__, copied.__qualname__ = function.__doc__, name
     return copied
 
 

@@ -110,7 +110,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     Notes
     -----
     ``fit`` loads the backbone and, for rows of numbers, learns how they become pixels; it computes no embedding. What
-    the embedding is (``backbone``, ``layer``, ``pooling``, ``normalize``, ``tta``) changes with the next ``fit`` only.
+    the embedding is (``backbone``, ``weights``, ``data_config``, ``image_size``, ``layer``, ``pooling``, ``normalize``,
+    ``tta``) changes with the next ``fit`` only.
 
     Examples
     --------

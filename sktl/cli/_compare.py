@@ -93,7 +93,7 @@ def _introduce(images: LabelledImages, arguments) -> None:
 
 
 def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -> LabelledImages:
-    """Embed every image before the clock of any candidate runs, and leave out what cannot be read.
+    """Embed every image before the clock of any candidate runs; leave out what cannot be read, warn of what is shared.
 
     The embeddings stay in the store of the process. Without this, whichever candidate asks first would pay for all.
     """
