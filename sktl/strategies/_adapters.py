@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -103,6 +104,7 @@ class LoRA(SlowBackbone):
         network.backbone.requires_grad_(False)
         peft.inject_adapter_in_model(config, network.backbone)
         for _, layer in _adapted(network.backbone):
+            layer.__class__ = _with_whole_weight(type(layer))
             base, down = layer.get_base_layer(), layer.lora_A[_ADAPTER]
             if isinstance(base, nn.Conv2d):
                 down.dilation = base.dilation  # which peft forgets; it has no influence on the weights' shape
@@ -141,12 +143,12 @@ class LoRA(SlowBackbone):
                 continue
             for name, value in own.items():
                 value.data.copy_(kept[name])
-            base, (left, right) = layer.get_base_layer(), _factors(layer)
+            base, (left, right) = layer.get_base_layer(), map(torch.Tensor.detach, _factors(layer))
             base.weight.data = add_low_rank(base.weight.data, -left, right)  # finish() has added them
 
     def finish(self, network: TrainableNetwork) -> None:
         for name, layer in list(_adapted(network.backbone)):
-            base, (left, right) = layer.get_base_layer(), _factors(layer)
+            base, (left, right) = layer.get_base_layer(), map(torch.Tensor.detach, _factors(layer))
             base.weight.data = add_low_rank(base.weight.data, left, right)
             network.low_rank[f"{name}.weight"] = (left, right)
             network.backbone.set_submodule(name, base)
@@ -173,8 +175,21 @@ def _addition(name: str, layer: nn.Module) -> dict[str, nn.Parameter]:
 
 def _factors(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the matrices whose product a layer's addition is."""
-    left = layer.lora_B[_ADAPTER].weight.detach().flatten(1) * layer.scaling[_ADAPTER]
-    return left, layer.lora_A[_ADAPTER].weight.detach().flatten(1)
+    left = layer.lora_B[_ADAPTER].weight.flatten(1) * layer.scaling[_ADAPTER]
+    return left, layer.lora_A[_ADAPTER].weight.flatten(1)
+
+
+@cache
+def _with_whole_weight(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a kind of adapted layer whose ``weight`` has the addition in it.
+
+    The attention of BEiT, EVA and Swin V2 takes the weight of a layer that it never calls; peft shows it the old one.
+    """
+
+    def weight(layer: nn.Module) -> torch.Tensor:
+        return add_low_rank(layer.get_base_layer().weight, *_factors(layer))
+
+    return type(kind.__name__, (kind,), {"weight": property(weight)})
 
 
 class BitFit(SlowBackbone):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.testing import assert_array_equal
 from small_models import WAYS, difference, make_model, make_network, make_regressor, three_digits
@@ -237,6 +238,40 @@ def test_lora_leaves_weights_alone_that_are_not_of_one_layer(seeded):
     network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
     assert_same_after_merge(network, strategy)
     assert set(network.low_rank) == {"alone.weight"}
+
+
+class TakesWeights(nn.Module):
+    """Calls one layer and takes the other's weight, as the attention of BEiT, EVA and Swin V2 does with its biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.qkv = nn.Linear(8, 8, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(8))
+
+    def forward(self, images):
+        return nn.functional.linear(self.conv(images).mean((2, 3)).relu(), weight=self.qkv.weight, bias=self.q_bias)
+
+
+def test_lora_reaches_layers_whose_weight_is_taken_and_not_called(seeded):
+    strategy = LoRA(rank=2, target_modules=["qkv"])
+    backbone = load_backbone(TakesWeights(), image_size=16)
+    network = build_network(backbone, zero_linear(backbone.width, 3), strategy, seed=0)
+    images = torch.randn(2, 3, 16, 16)
+    gradient = torch.autograd.grad(network.backbone(images).sum(), network.backbone.qkv.lora_B.default.weight)[0]
+    assert gradient.abs().max() > 0
+    assert_same_after_merge(network, strategy)
+
+
+def test_lora_trains_the_attention_of_beit():
+    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("beit_base_patch16_224", num_classes=0, **settings)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    model = make_model(LoRA(target_modules=["qkv"]), backbone=network).fit(*three_digits())
+    moved = {name for name, value in model.backbone_.module.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"blocks.0.attn.qkv.weight"}
 
 
 def test_lora_start_is_private_and_repeatable(dilated):
