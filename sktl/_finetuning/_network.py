@@ -13,7 +13,7 @@ from sktl._base import EmbeddingMixin
 from sktl._finetuning._original import OriginalTask
 from sktl._finetuning._state import PlainState
 from sktl.backbones import Backbone, example_input
-from sktl.training import build_network, check_steps, head_outputs, make_head, make_net, trained_backbone
+from sktl.training import build_network, check_steps, check_trained, head_outputs, make_head, make_net, trained_backbone
 
 # Brings learning rates to where they are usual for encoders like BERT (Devlin and others, NAACL 2019).
 _SCALE_OF_TEXTS = 0.3
@@ -42,7 +42,10 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
         """Return a network prepared by the strategy, with a new head, or a copy of the fitted one where it goes on."""
         head = copy.deepcopy(self.net_.module_.head) if goes_on else self._new_head(backbone.width, seed)
         settings = {"goes_on": goes_on, "dropout": self.dropout, "drop_path": self.drop_path}
-        return build_network(backbone, head, self.strategy_, seed, **settings)
+        network = build_network(backbone, head, self.strategy_, seed, **settings)
+        if self.strategy_.trains_backbone:
+            check_trained(network, example_input(backbone.data_config))
+        return network
 
     def _check_steps(self, network, backbone: Backbone, n_rows: int, in_loop: bool = True) -> None:
         """Refuse steps of one row, if what is trained needs several; a head alone is fitted out of the loop."""

@@ -204,6 +204,32 @@ def check_steps(network: nn.Module, example: torch.Tensor, n_rows: int, batch_si
     ) from error
 
 
+def check_trained(network: Network, example: torch.Tensor) -> None:
+    """Refuse, before anything is trained, a strategy that trains nothing of the backbone that its output hangs on.
+
+    Parameters
+    ----------
+    network : Network
+        Prepared by the strategy, on the CPU and in eval mode.
+    example : tensor of shape (1, ...)
+        What it takes for one row.
+
+    Raises
+    ------
+    StrategyError
+        If parameters of the backbone are to be trained, and no gradient reaches any.
+    """
+    trained = [name for name, parameter in network.backbone.named_parameters() if parameter.requires_grad]
+    if not trained or network.backbone(example).requires_grad:
+        return
+    shown = ", ".join(trained[:3]) + (", ..." if len(trained) > 3 else "")
+    raise StrategyError(
+        f"No gradient reaches what is to be trained of the backbone ({shown}): its output does not depend on it, or is "
+        "computed without gradients. Take layers that it does not use out of the module, and torch.no_grad, "
+        "torch.inference_mode and detach() out of its forward, or train other layers."
+    )
+
+
 def _failure(network: nn.Module, rows: torch.Tensor) -> Exception | None:
     """Return what a network raises for some rows, if anything; its layers may be the user's own."""
     try:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_models import make_model, make_network, three_digits
+from small_models import Net, make_model, make_network, three_digits
+from torch import nn
 
 from sktl.backbones import fingerprint, load_backbone
+from sktl.exceptions import StrategyError
 from sktl.strategies import FineTuning, LinearProbeThenFineTuning, Strategy
 
 
@@ -115,3 +117,32 @@ def test_strategy_may_unfreeze_as_training_goes_on(few):
     assert all(torch.equal(one[name], before[name]) for name in before)
     assert torch.equal(two["stem.0.weight"], before["stem.0.weight"])
     assert not torch.equal(two["body.0.weight"], before["body.0.weight"])
+
+
+class Detached(Net):
+    """Computes without gradients, as wrappers that were made for embeddings alone do."""
+
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+class Headed(Net):
+    """Still has a classifier, which its output does not pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(16, 5)
+
+
+@pytest.mark.parametrize(
+    ("network", "strategy"),
+    [(Detached(), "wise_ft"), (Detached(), "partial"), (Headed(), "partial"), (Headed(), "gradual_unfreezing")],
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_training_that_would_change_nothing_of_the_backbone_is_refused(network, strategy, method):
+    X, y = three_digits()
+    model = make_model(strategy, backbone=network)
+    with pytest.raises(StrategyError, match="No gradient reaches what is to be trained of the backbone"):
+        getattr(model, method)(X, y, **({} if method == "fit" else {"classes": np.unique(y)}))
+    make_model("feature_extraction", backbone=network).fit(X, y)
