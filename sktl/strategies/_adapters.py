@@ -19,8 +19,6 @@ from sktl.strategies.base import TrainableNetwork
 
 _ADAPTER = "default"  # peft's own name for the only adapter
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
 
 class LoRA(SlowBackbone):
     """Fit the head, then train it and low-rank additions to the backbone's layers; the backbone's own weights stay.
@@ -243,7 +241,7 @@ class BitFit(SlowBackbone):
             parameter
             for part in network.backbone.modules()
             for name, parameter in part.named_parameters(recurse=False)
-            if ("bias" in self.train and name.endswith("bias")) or ("norm" in self.train and isinstance(part, _NORMS))
+            if ("bias" in self.train and name.endswith("bias")) or ("norm" in self.train and _is_norm(part))
         ]
         if not chosen:
             raise StrategyError(
@@ -251,3 +249,9 @@ class BitFit(SlowBackbone):
             )
         for parameter in chosen:
             parameter.requires_grad_(True)
+
+
+def _is_norm(part: nn.Module) -> bool:
+    """Tell by the name of the class: many networks bring a normalisation of their own, such as an older RMSNorm."""
+    is_named_so = any("norm" in kind.__name__.lower() for kind in type(part).__mro__)
+    return is_named_so and all(next(child.parameters(), None) is None for child in part.children())

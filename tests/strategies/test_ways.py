@@ -1,6 +1,7 @@
 """What defines each way of transfer, checked on what it does to a network."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -307,6 +308,24 @@ NORMS = {"stem.1.weight", "stem.1.bias", "body.1.weight", "body.1.bias"}
 @pytest.mark.parametrize(("train", "expected"), [("bias", BIASES), ("norm", NORMS), ("bias_and_norm", BIASES | NORMS)])
 def test_bitfit_changes_what_it_names_and_nothing_else(train, expected):
     assert changed(make_model(BitFit(train=train), max_epochs=2).fit(*three_digits())) == expected
+
+
+class OwnRMSNorm(nn.Module):
+    """As networks define it that are older than torch's: timm's AIMv2, encoders of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.weight
+
+
+@pytest.mark.parametrize("norm", [OwnRMSNorm, partial(timm.layers.RmsNorm, 8), partial(nn.RMSNorm, 8)])
+def test_bitfit_knows_normalisation_that_is_not_torchs(norm):
+    network = nn.Sequential(nn.Conv2d(3, 8, 8, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm())
+    prepared = build_network(load_backbone(network, image_size=16), zero_linear(8, 3), BitFit(train="norm"), seed=0)
+    assert [name for name, value in prepared.backbone.named_parameters() if value.requires_grad] == ["3.weight"]
 
 
 def test_bitfit_without_anything_to_train_is_an_error():
