@@ -10,7 +10,8 @@ from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughSco
 from skorch.utils import noop
 
 from sktl.embedding import ThreadLimit
-from sktl.strategies import Batch
+from sktl.exceptions import StrategyError
+from sktl.strategies import Batch, Strategy
 from sktl.training.averaging import Averaging
 from sktl.training.callbacks import EarlyStop, Settling
 from sktl.training.gradients import add_gradients, lay_out_gradients
@@ -94,7 +95,10 @@ class TransferNet(NeuralNet):
         """Return the strategy's groups instead of one group of all parameters; see skorch."""
         kwargs = self.get_params_for(prefix)
         kwargs.setdefault("lr", self.lr)
-        groups = self.strategy.param_groups(self.module_, kwargs["lr"])
+        groups = [
+            {**group, "params": _named(group["params"], self.strategy)}
+            for group in self.strategy.param_groups(self.module_, kwargs["lr"])
+        ]
         return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
 
     @property
@@ -307,6 +311,17 @@ def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
 def _gathered(parts: Iterable[LossAndOutput]) -> dict[str, torch.Tensor]:
     losses, outputs = zip(*parts, strict=True)
     return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
+
+
+def _named(parameters: Iterable, strategy: Strategy) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return named parameters as a list; they may come as an iterator, which can be run through once."""
+    parameters = list(parameters)
+    if any(isinstance(each, torch.Tensor) for each in parameters):
+        raise StrategyError(
+            f"{type(strategy).__name__}.param_groups must give named parameters, such as "
+            "list(network.head.named_parameters()), and it gave parameters without names."
+        )
+    return parameters
 
 
 def _split_by_decay(groups, weight_decay: float):

@@ -146,3 +146,25 @@ def test_training_that_would_change_nothing_of_the_backbone_is_refused(network, 
     with pytest.raises(StrategyError, match="No gradient reaches what is to be trained of the backbone"):
         getattr(model, method)(X, y, **({} if method == "fit" else {"classes": np.unique(y)}))
     make_model("feature_extraction", backbone=network).fit(X, y)
+
+
+class Grouped(LinearProbeThenFineTuning):
+    """Gives parameter groups as torch's own documentation writes them."""
+
+    def __init__(self, named=True):
+        self.named = named
+
+    def param_groups(self, network, lr):
+        parts = (network.backbone, network.head)
+        return [{"params": part.named_parameters() if self.named else part.parameters(), "lr": lr} for part in parts]
+
+
+def test_parameter_groups_may_be_iterators(few):
+    model = make_model(Grouped()).fit(*few)
+    n_trained = sum(len(group["params"]) for group in model.net_.optimizer_.param_groups)
+    assert n_trained == len(list(model.net_.module_.parameters()))
+
+
+def test_parameters_without_names_are_refused(few):
+    with pytest.raises(StrategyError, match=r"Grouped.param_groups must give named parameters.*named_parameters\(\)"):
+        make_model(Grouped(named=False)).fit(*few)
