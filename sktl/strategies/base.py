@@ -228,6 +228,8 @@ class Strategy(BaseEstimator):
     def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor | float:
         """Add a term to the loss of a batch.
 
+        A strategy that has this method is given images: what it freezes runs in every epoch, and not once.
+
         Parameters
         ----------
         network : Network

@@ -9,6 +9,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from sktl.strategies import Strategy
 from sktl.training.callbacks import Settling
 from sktl.training.data import RAM_BUDGET, TrainingData
 from sktl.training.lanes import n_parts_for
@@ -37,7 +38,8 @@ def prefix_once(
     for_later : bool, default=False
         Whether to leave the activations to a net that trains on the same rows after this one.
     """
-    if not net.cache_prefix or net.mixing is not None or data.n_kept is None:
+    sees_images = type(net.strategy).penalty is not Strategy.penalty  # and perhaps runs the network on them
+    if not net.cache_prefix or net.mixing is not None or data.n_kept is None or sees_images:
         return []
     if n_epochs > data.n_kept or data.left_over is not None:
         return [("prefix", PrefixOnce([data] if valid is None else [data, valid], for_later))]

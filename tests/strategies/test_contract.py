@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from small_models import Net, make_model, make_network, three_digits
+from small_models import Net, difference, make_model, make_network, three_digits
 from torch import nn
 
 from sktl.backbones import fingerprint, load_backbone
 from sktl.exceptions import StrategyError
-from sktl.strategies import FineTuning, LinearProbeThenFineTuning, Strategy
+from sktl.strategies import FineTuning, LinearProbeThenFineTuning, PartialFineTuning, Strategy
 
 
 @pytest.fixture
@@ -168,3 +168,16 @@ def test_parameter_groups_may_be_iterators(few):
 def test_parameters_without_names_are_refused(few):
     with pytest.raises(StrategyError, match=r"Grouped.param_groups must give named parameters.*named_parameters\(\)"):
         make_model(Grouped(named=False)).fit(*few)
+
+
+class Mirrored(PartialFineTuning):
+    """Asks for the same embeddings of an image and its mirror image."""
+
+    def penalty(self, network, batch, output):
+        mirrored = network.backbone(network.normalise(batch.images.flip(2)))
+        return (mirrored - batch.embeddings).square().mean()
+
+
+def test_a_penalty_is_given_images_where_layers_are_frozen_too(few):
+    model = make_model(Mirrored(), max_epochs=2).fit(*few)
+    assert difference(model, make_model("partial", max_epochs=2).fit(*few)) > 0
