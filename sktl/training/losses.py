@@ -55,5 +55,12 @@ def per_row(losses: torch.Tensor) -> torch.Tensor:
     ----------
     losses : tensor of shape (n, ...)
         Of a criterion with ``reduction="none"``.
+
+    Raises
+    ------
+    ValueError
+        If there is one loss for all rows: their weights would not count.
     """
+    if losses.ndim == 0:
+        raise ValueError("The criterion gives one number for all rows; with reduction='none' it must give each row's.")
     return losses.flatten(start_dim=1).mean(dim=1) if losses.ndim > 1 else losses

@@ -1,11 +1,11 @@
 """From an estimator's parameters to the skorch net that trains its network."""
 
-from collections.abc import Iterable, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring
 from torch import nn
 
 from sktl.training.averaging import Averaging
@@ -105,10 +105,13 @@ def make_net(
     ------
     ValueError
         If an override is of something that a parameter of the estimator says, or that is not to be changed, or
-        unknown; if a callback is none of skorch's, or brings back other weights than the averaged ones.
+        unknown; if a loss is an instance, or cannot be given what it needs; if a callback is none of skorch's, scores
+        epochs, or brings back other weights than the averaged ones.
     """
     overrides = dict(net_params or {})
     _check_overrides(overrides)
+    if "criterion" in overrides:
+        _check_criterion(overrides["criterion"], criterion_params or {})
     _check_callbacks(callbacks, is_averaged=ema_decay is not None)
     settings = {
         **({} if _ANOTHER_WAY & overrides.keys() else {"optimizer__fused": True}),  # faster, on one core above all
@@ -133,6 +136,23 @@ def make_net(
     return TransferNet(network, strategy=strategy, **{**settings, **overrides})
 
 
+def _check_criterion(criterion: Callable, params: Iterable[str]) -> None:
+    if isinstance(criterion, nn.Module):
+        raise ValueError(
+            f"The 'net_params' parameter must hold a class as 'criterion', got {criterion!r} instead: the loss is made "
+            "anew, with reduction='none'. Give the class, and its parameters as 'criterion__<parameter>'."
+        )
+    known = signature(criterion).parameters
+    takes_all = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
+    for name in ("reduction", *params):
+        if name in known or takes_all:
+            continue
+        set_by = _SET_BY.get(f"criterion__{name}")
+        way_out = f"Leave {set_by}= at its default." if set_by else "With 'none' it is to return a loss for each row."
+        shown = getattr(criterion, "__name__", repr(criterion))
+        raise ValueError(f"The 'net_params' parameter holds {shown} as 'criterion', which takes no {name!r}. {way_out}")
+
+
 def _check_callbacks(callbacks: Iterable, is_averaged: bool) -> None:
     for each in callbacks:
         callback = each[1] if isinstance(each, tuple) and len(each) == 2 else each
@@ -141,6 +161,11 @@ def _check_callbacks(callbacks: Iterable, is_averaged: bool) -> None:
             raise ValueError(
                 "The 'callbacks' parameter must hold callbacks of skorch, or pairs of a name and a callback; got "
                 f"{each!r} instead."
+            )
+        if isinstance(callback, EpochScoring) or (is_class and issubclass(callback, EpochScoring)):
+            raise ValueError(
+                "EpochScoring in callbacks= scores rows and targets in a form that training does not have. Take "
+                "sklearn.callback.ScoringMonitor through set_callbacks instead, or what history_ says of X_val."
             )
         if is_averaged and isinstance(callback, EarlyStopping) and callback.load_best:
             raise ValueError(

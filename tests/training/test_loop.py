@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
-from skorch.callbacks import Callback, GradientNormClipping
-from small_models import make_model, three_digits
+from skorch.callbacks import Callback, EpochScoring, GradientNormClipping
+from small_models import difference, make_model, three_digits
 from torch import nn
 
 from sktl import FineTuneClassifier
@@ -163,6 +163,57 @@ def test_parameters_that_no_net_has_are_named(few):
     with pytest.raises(ValueError, match="'net_params' parameter holds 'optimiser', which no net"):
         make_model(net_params={"optimiser": torch.optim.SGD}).fit(*few)
     make_model(net_params={"optimizer": torch.optim.SGD, "optimizer__momentum": 0.5}).fit(*few)
+
+
+class WithoutReduction(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+class WithoutRows(WithoutReduction):
+    def __init__(self, reduction):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "options", "message"),
+    [
+        (nn.CrossEntropyLoss(ignore_index=0), {}, "must hold a class as 'criterion'.*'criterion__<parameter>'"),
+        (WithoutReduction, {}, "WithoutReduction as 'criterion', which takes no 'reduction'"),
+        (
+            nn.NLLLoss,
+            {"label_smoothing": 0.1},
+            "NLLLoss as 'criterion', which takes no 'label_smoothing'",
+        ),
+        (WithoutRows, {}, "one number for all rows; with reduction='none'"),
+    ],
+)
+def test_losses_that_training_cannot_work_with_are_refused(few, criterion, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(net_params={"criterion": criterion}, **options).fit(*few)
+
+
+def test_class_weights_of_labels_in_columns_need_the_loss_that_knows_them(few):
+    labels = np.eye(3, dtype=int)[few[1]]
+    with pytest.raises(ValueError, match=r"takes no 'label_weight'.*Leave class_weight="):
+        make_model(net_params={"criterion": nn.BCEWithLogitsLoss}, class_weight="balanced").fit(few[0], labels)
+
+
+def test_a_loss_of_ones_own_has_its_parameters(few):
+    plain, weighed = (
+        make_model(net_params={"criterion": nn.CrossEntropyLoss, **params}).fit(*few)
+        for params in ({}, {"criterion__weight": torch.tensor([1.0, 5.0, 1.0])})
+    )
+    assert difference(plain, weighed) > 0
+
+
+@pytest.mark.parametrize("callback", [EpochScoring("accuracy"), ("score", EpochScoring("accuracy")), EpochScoring])
+def test_scoring_by_skorch_is_refused_in_favour_of_scikit_learns(few, callback):
+    with pytest.raises(ValueError, match=r"EpochScoring.*sklearn.callback.ScoringMonitor"):
+        make_model(callbacks=[callback]).fit(*few)
 
 
 @pytest.mark.parametrize("callbacks", [["progress"], [("clip",)], [object()]])
