@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, PassthroughScoring
 from skorch.history import History
 from torch import nn
 
@@ -102,6 +102,13 @@ class Checkpoint(Callback):
         net.parts_.n = max(net.parts_.n, state["n_parts"])  # what was asked for, or what memory had room for
         net.history = History(json.loads(state["history"]))
         self.n_epochs_found = len(net.history)
+        for _, callback in net.callbacks_:
+            if isinstance(callback, PassthroughScoring):  # which tells the epochs that are better than all before
+                best = min if callback.lower_is_better else max
+                callback.best_score_ = best(
+                    (epoch[callback.name] for epoch in net.history if callback.name in epoch),
+                    default=callback.best_score_,
+                )
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():

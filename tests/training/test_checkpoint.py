@@ -149,6 +149,8 @@ def test_early_stopping_remembers_its_best_weights(tmp_path):
         model.fit(X[:30], y[:30], **fit)
     model.set_params(callbacks=None).fit(X[:30], y[:30], **fit)
     assert difference(model, unbroken) == 0.0
+    flags, expected = ([entry["valid_loss_best"] for entry in each.history_] for each in (model, unbroken))
+    assert flags == expected  # skorch's Checkpoint saves where these are true
 
 
 class Fail(Callback):
