@@ -220,7 +220,9 @@ def check_trained(network: Network, example: torch.Tensor) -> None:
         If parameters of the backbone are to be trained, and no gradient reaches any.
     """
     trained = [name for name, parameter in network.backbone.named_parameters() if parameter.requires_grad]
-    if not trained or network.backbone(example).requires_grad:
+    if not trained or _gives_gradients(network.backbone, example):
+        return
+    if _gives_gradients(copy.deepcopy(network).train().backbone, torch.cat([example, example])):
         return
     shown = ", ".join(trained[:3]) + (", ..." if len(trained) > 3 else "")
     raise StrategyError(
@@ -228,6 +230,11 @@ def check_trained(network: Network, example: torch.Tensor) -> None:
         "computed without gradients. Take layers that it does not use out of the module, and torch.no_grad, "
         "torch.inference_mode and detach() out of its forward, or train other layers."
     )
+
+
+def _gives_gradients(backbone: nn.Module, rows: torch.Tensor) -> bool:
+    with private_torch_rng(0):
+        return backbone(rows).requires_grad
 
 
 def _failure(network: nn.Module, rows: torch.Tensor) -> Exception | None:

@@ -127,6 +127,14 @@ class Detached(Net):
         return super().forward(images)
 
 
+class WithoutGradientsInEval(Net):
+    """Saves memory where it is not trained."""
+
+    def forward(self, images):
+        with torch.set_grad_enabled(self.training):
+            return super().forward(images)
+
+
 class Headed(Net):
     """Still has a classifier, which its output does not pass."""
 
@@ -146,6 +154,13 @@ def test_training_that_would_change_nothing_of_the_backbone_is_refused(network, 
     with pytest.raises(StrategyError, match="No gradient reaches what is to be trained of the backbone"):
         getattr(model, method)(X, y, **({} if method == "fit" else {"classes": np.unique(y)}))
     make_model("feature_extraction", backbone=network).fit(X, y)
+
+
+def test_a_backbone_may_compute_without_gradients_where_it_is_not_trained(few):
+    backbone = WithoutGradientsInEval()
+    before = backbone.state_dict()
+    trained = make_model("wise_ft", backbone=backbone).fit(*few).backbone_.module.state_dict()
+    assert not torch.equal(trained["stem.0.weight"], before["stem.0.weight"])
 
 
 class Grouped(LinearProbeThenFineTuning):
