@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,29 +41,60 @@ def test_plan_for_many_images_follows_its_assumptions():
     assert plan[0][5:7] == ["400", "decoding"]
 
 
-@pytest.mark.slow
-def test_recipes_are_compared_once(tmp_path):
+@pytest.fixture
+def stripes(tmp_path):
+    """A set of images in train and test, and a file of weights."""
     from PIL import Image
     from safetensors.torch import save_file
 
     timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
     for part, label, number in itertools.product(["train", "test"], range(2), range(3)):
         file = tmp_path / "stripes" / part / str(label) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.zeros((40, 48, 3), np.uint8)
         pixels[:: 2 + number, :, label] = 255
         Image.fromarray(pixels).save(file)
-    options = ["--backbone", "test_resnet", "--weights", tmp_path / "weights.safetensors", "--image-size", "32"]
-    options += ["--epochs", "1", "--seeds", "1", "--per-class", "3", "--results", tmp_path / "results.jsonl"]
-    options += ["--recipes", "comes", "C searched", "SGD", "--jobs", "1"]
-    printed = run("transfer_recipes.py", tmp_path / "stripes", *options)
+    return tmp_path / "stripes", ["--backbone", "test_resnet", "--weights", tmp_path / "weights.safetensors"]
+
+
+@pytest.mark.slow
+def test_recipes_are_compared_once(stripes, tmp_path):
+    folder, options = stripes
+    options += ["--image-size", "32", "--epochs", "1", "--seeds", "1", "--per-class", "3"]
+    options += ["--results", tmp_path / "results.jsonl", "--recipes", "comes", "C searched", "SGD", "--jobs", "1"]
+    printed = run("transfer_recipes.py", folder, *options)
     assert "3/3 stripes, 3 per class, seed 0" in printed
-    assert run("transfer_recipes.py", tmp_path / "stripes", *options) == ""  # all of it is there
+    assert run("transfer_recipes.py", folder, *options) == ""  # all of it is there
     table = run("transfer_recipes.py", "--results", tmp_path / "results.jsonl", "--table")
     assert "stripes, 3 images per class, batches of 32, 1 epochs, 32 px" in table
     assert table.count("(1 seeds)") == 3
+
+
+@pytest.mark.slow
+def test_ways_that_share_their_training_are_those_that_are_trained_alone(stripes, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import strategy_search
+
+    from sktl.strategies import WiseFT
+
+    folder, (_, backbone, _, weights) = stripes
+    settings = {"image_size": 32, "epochs": 2, "batch_size": 4, "seed": 0}
+    trial = SimpleNamespace(backbone=backbone, weights=str(weights), **settings)
+    files, labels = strategy_search.read(folder / "train", None, 0)
+    objects = {"WiseFT(alpha=0.5)": WiseFT(alpha=0.5)}
+    outputs = []
+    for way in strategy_search.WAYS:
+        shared = strategy_search.TrainedOnce(trial, way).fit(files, labels)
+        labels_given = shared.predict(files)
+        alone = strategy_search.estimator(trial, strategy=objects.get(way, way)).fit(files, labels)
+        outputs.append(alone.decision_function(files))
+        np.testing.assert_array_equal(labels_given, alone.predict(files))
+        np.testing.assert_array_equal(shared.model_.decision_function(files), outputs[-1])
+    assert not any(itertools.starmap(np.array_equal, itertools.combinations(outputs[:3], 2)))
+    assert len(strategy_search.TrainedOnce.trained) == 2
 
 
 @pytest.mark.slow
