@@ -94,7 +94,7 @@ class TestCompare:
 
     def test_counts_what_it_skips(self, compared):
         assert (
-            "skipped: 1 hidden file, 1 file without an image's suffix, "
+            "skipped: 1 hidden file, 1 file that is not read as an image (.txt), "
             "1 file outside of the class folders, 1 class folder without images"
         ) in compared.done.out
 
