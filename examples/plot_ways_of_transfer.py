@@ -73,7 +73,7 @@ plt.show()
 print(search.best_params_["strategy"], f"{search.score(X_test, y_test):.3f}")
 
 # %%
-# What it gets wrong is worth a look.
+# What it gets wrong is worth a look. Above each digit stands what it is, and what it was taken for.
 
 predicted = search.predict(X_test)
 wrong = (predicted != y_test).nonzero()[0][:8]
@@ -82,5 +82,5 @@ for ax in axes:
     ax.axis("off")
 for ax, row in zip(axes, wrong, strict=False):
     ax.imshow(X_test[row], cmap="gray_r")
-    ax.set_title(f"{y_test[row]}, not {predicted[row]}", fontsize=8)
+    ax.set_title(f"{y_test[row]}, taken for {predicted[row]}", fontsize=8)
 plt.show()

@@ -25,10 +25,11 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
     Parameters
     ----------
     backbone : str, nn.Module or fitted estimator, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, a network of your own, which is copied, or a fitted
-        FineTuneClassifier, whose fine-tuned network is taken and whose head becomes the original head. For
-        texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
+        The pretrained network: the one that ships with sktl, which is small and never saw a photograph; a timm model
+        name (see :func:`sktl.list_backbones`); ``"hf-hub:org/name"``; ``"local-dir:/path"``; a network of your own,
+        which is copied; or a fitted FineTuneClassifier or FineTuneRegressor, whose fine-tuned network is taken; the
+        head of a classifier becomes the original head. For texts, an encoder of Hugging Face's as ``"text:org/name"``
+        or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="wise_ft"
         The way of transfer: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
         ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"lwf"``, ``"from_scratch"``, or an

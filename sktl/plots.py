@@ -105,7 +105,8 @@ class StrategyComparisonDisplay:
         cv_results : dict
             The ``cv_results_`` of a fitted :class:`~sklearn.model_selection.GridSearchCV`.
         param : str, default="strategy"
-            The parameter whose values name the ways, as in the grid.
+            The parameter whose values name the ways, as in the grid. Where a value was tried with several settings of
+            other parameters, those are named too.
         metric : str, default="score"
             The score to draw; a search by several metrics, as with :func:`sktl.search_costs`, calls them by their
             names in ``scoring``.
@@ -115,7 +116,8 @@ class StrategyComparisonDisplay:
         Returns
         -------
         display : StrategyComparisonDisplay
-            Nothing is drawn yet; its seconds are the mean time of a fit.
+            Nothing is drawn yet; its seconds are the mean time of a fit. Embeddings are computed once in a search, and
+            the first candidate pays for all others.
 
         Raises
         ------
@@ -123,7 +125,7 @@ class StrategyComparisonDisplay:
             If that parameter was not searched, or there is no such metric; names those that there are.
         """
         return cls(
-            [str(value) for value in _column(cv_results, "param", "param_", param)],
+            _names(cv_results, param),
             _column(cv_results, "metric", "mean_test_", metric),
             cv_results[f"std_test_{metric}"],
             seconds=cv_results["mean_fit_time"],
@@ -137,7 +139,8 @@ class StrategyComparisonDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw the score alone; None makes a figure with time beside it.
+            Where to draw the score alone; None makes a figure with time beside it. Make its figure with
+            ``layout="constrained"``, or the names of the ways may lie outside.
 
         Returns
         -------
@@ -322,6 +325,18 @@ def _rows_of(results) -> Sequence[Mapping[str, Any]]:
     if hasattr(results, "to_dicts"):  # polars
         return results.to_dicts()
     return results.to_dict("records") if hasattr(results, "to_dict") else list(results)
+
+
+def _names(cv_results: Mapping[str, Any], param: str) -> list[str]:
+    """Name the candidates by a parameter's value, and by the others where that alone does not tell them apart."""
+    names = [str(value) for value in _column(cv_results, "param", "param_", param)]
+    if len(set(names)) == len(names):
+        return names
+    others = ({key: value for key, value in params.items() if key != param} for params in cv_results["params"])
+    return [
+        ", ".join([name, *(f"{key}={value}" for key, value in other.items())])
+        for name, other in zip(names, others, strict=True)
+    ]
 
 
 def _column(cv_results: Mapping[str, Any], parameter: str, prefix: str, name: str):

@@ -23,10 +23,11 @@ class FineTuneRegressor(RegressorMixin, Heads):
 
     Parameters
     ----------
-    backbone : str or nn.Module, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
-        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
+    backbone : str, nn.Module or fitted estimator, default="sktl/tiny"
+        The pretrained network: the one that ships with sktl, which is small and never saw a photograph; a timm model
+        name (see :func:`sktl.list_backbones`); ``"hf-hub:org/name"``; ``"local-dir:/path"``; a network of your own,
+        which is copied; or a fitted FineTuneRegressor or FineTuneClassifier, whose fine-tuned network is taken. For
+        texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="wise_ft"
         The way of transfer: ``"feature_extraction"``, ``"wise_ft"``, ``"lp_ft"``, ``"partial"``,
         ``"fine_tuning"``, ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and

@@ -29,10 +29,11 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     Parameters
     ----------
-    backbone : str or nn.Module, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, a timm model name (see :func:`sktl.list_backbones`),
-        ``"hf-hub:org/name"``, ``"local-dir:/path"``, or a network of your own, which is copied. For texts, an encoder
-        of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
+    backbone : str, nn.Module or fitted estimator, default="sktl/tiny"
+        The pretrained network: the one that ships with sktl, which is small and never saw a photograph; a timm model
+        name (see :func:`sktl.list_backbones`); ``"hf-hub:org/name"``; ``"local-dir:/path"``; a network of your own,
+        which is copied; or a fitted FineTuneClassifier or FineTuneRegressor, whose fine-tuned network is taken. For
+        texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     weights : "pretrained", path, state dict or None, default="pretrained"
         Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
         or a random start.

@@ -92,9 +92,13 @@ class TestCompare:
         assert "shapes: 31 image files of 3 classes; 23 to learn from" in compared.done.out
         assert "backbone sktl/tiny at 32x32 pixels on " in compared.done.out
 
+    def test_says_that_the_bundled_backbone_is_none_for_photographs(self, compared, compared_digits):
+        assert "it never saw a photograph; for photographs, try --backbone mobilenetv2_100" in compared.done.out
+        assert "photograph" not in compared_digits.done.out
+
     def test_counts_what_it_skips(self, compared):
         assert (
-            "skipped: 1 hidden file, 1 file without an image's suffix, "
+            "skipped: 1 hidden file, 1 file that is not read as an image (.txt), "
             "1 file outside of the class folders, 1 class folder without images"
         ) in compared.done.out
 

@@ -159,6 +159,15 @@ class TestPartsThatCannotBeUsed:
         assert "'Train' and 'train' are the same but for upper and lower case" in message
 
 
+def test_says_of_what_kind_the_skipped_files_are(make_folders):
+    folder = make_folders("heron", "stork")
+    for number in range(3):
+        (folder / "heron" / f"{number}.HEIC").write_bytes(b"a picture of a phone")
+    (folder / "stork" / "README").write_text("long legs")
+    (note,) = read_folder(folder).notes
+    assert note == "skipped: 4 files that are not read as images (.heic, no suffix)"
+
+
 class TestOtherRefusals:
     def test_missing_folder(self, refusal, tmp_path):
         assert "does not exist" in refusal(tmp_path / "birds")
@@ -173,6 +182,14 @@ class TestOtherRefusals:
     def test_subfolders_without_images(self, refusal, tmp_path):
         (tmp_path / "heron").mkdir()
         assert "hold no image files" in refusal(tmp_path)
+
+    def test_pictures_in_a_format_that_is_not_read(self, refusal, tmp_path):
+        (tmp_path / "heron").mkdir()
+        for name in ("1.HEIC", "2.heic", "3.avif", "4"):
+            (tmp_path / "heron" / name).write_bytes(b"a picture of a phone")
+        assert "hold no image files, but 4 files that are not read as images (.avif, .heic, no suffix)" in refusal(
+            tmp_path
+        )
 
     def test_one_class_only(self, refusal, make_folders):
         assert "there is only 'heron'" in refusal(make_folders("heron"))

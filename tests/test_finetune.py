@@ -71,6 +71,7 @@ def test_outputs_agree(fitted, digits, strategy):
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(model.classes_[scores.argmax(axis=1)], labels)
     np.testing.assert_array_equal(model.classes_[proba.argmax(axis=1)], labels)
+    np.testing.assert_array_equal(model.predict_log_proba(X), np.log(proba))
 
 
 @pytest.mark.parametrize("strategy", WAYS)

@@ -233,6 +233,9 @@ def test_a_model_as_head_is_the_model_on_the_embeddings(few, head):
         assert hasattr(model, method) == hasattr(alone, method)
         if hasattr(alone, method):
             np.testing.assert_allclose(getattr(model, method)(X), getattr(alone, method)(embeddings), atol=1e-2)
+    assert hasattr(model, "predict_log_proba") == hasattr(alone, "predict_proba")
+    if hasattr(alone, "predict_proba"):
+        np.testing.assert_allclose(np.exp(model.predict_log_proba(X)), model.predict_proba(X), rtol=1e-5)
     assert type(model.head_) is type(head)
     restored = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(restored.predict(X), model.predict(X))

@@ -80,12 +80,12 @@ def test_refuses_no_results():
         StrategyComparisonDisplay.from_results([])
 
 
-def search_of_dummies(**options):
+def search_of_dummies(grid=None, **options):
     from sklearn.datasets import load_iris
     from sklearn.dummy import DummyClassifier
     from sklearn.model_selection import GridSearchCV
 
-    grid = {"strategy": ["prior", "stratified"]}
+    grid = grid or {"strategy": ["prior", "stratified"]}
     search = GridSearchCV(DummyClassifier(random_state=0), grid, cv=3, **options)
     return search.fit(*load_iris(return_X_y=True)).cv_results_
 
@@ -106,6 +106,12 @@ def test_takes_cv_results_of_several_metrics(pyplot):
     assert display.axes_[0].get_xlabel() == "f1"
     with pytest.raises(ValueError, match=r"no 'mean_test_score'.* 'metric' .* of 'accuracy', 'f1', got 'score'"):
         StrategyComparisonDisplay.from_cv_results(results)
+
+
+def test_ways_that_were_tried_with_several_settings_are_told_apart():
+    grid = [{"strategy": ["prior"], "random_state": [0, 1]}, {"strategy": ["uniform"]}]
+    display = StrategyComparisonDisplay.from_cv_results(search_of_dummies(grid))
+    assert display.names == ["prior, random_state=0", "prior, random_state=1", "uniform"]
 
 
 def test_names_the_parameters_that_were_searched():

@@ -193,6 +193,7 @@ def test_command_line_does_not_read_what_it_wrote(image_folder, tmp_path, capsys
     shutil.copytree(image_folder / "disc", tmp_path / "disc")
     command = ["embed", str(tmp_path / "disc"), "--out", str(tmp_path / "disc" / "out.parquet"), "--image-size", "32"]
     assert main(command) == 0
+    assert capsys.readouterr().out.endswith(" in 1 file\n")
     assert main(command) == 0
     assert "0 rows written" in capsys.readouterr().out.splitlines()[-1]
 

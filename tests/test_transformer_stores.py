@@ -73,6 +73,20 @@ def test_without_the_store_rows_are_computed_again(pictures):
     np.testing.assert_array_equal(embed.transform(pictures), first)
 
 
+@pytest.mark.parametrize("as_place", [str, "file://{}".format], ids=["folder", "url"])
+def test_what_the_process_knew_before_is_kept_in_a_place_named_later(pictures, tmp_path, as_place):
+    counting().fit(pictures).transform(pictures[:30])
+    embed = counting(memory=as_place(tmp_path)).fit(pictures)
+    expected = embed.transform(pictures[:20])
+    n_files = sum(1 for path in tmp_path.rglob("*") if path.is_file())
+    assert images_seen(embed, pictures[:20]) == 0
+    assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == n_files, "what is there is not written again"
+    default_store().clear()
+    assert images_seen(embed, pictures[:20]) == 0
+    assert images_seen(embed, pictures[20:30]) == 10
+    np.testing.assert_array_equal(embed.transform(pictures[:20]), expected)
+
+
 def test_without_the_store_of_the_process_the_folder_still_serves(pictures, tmp_path):
     embed = counting(cache_bytes=0, memory=tmp_path).fit(pictures)
     assert images_seen(embed, pictures) >= len(pictures)

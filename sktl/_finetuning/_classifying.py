@@ -119,6 +119,23 @@ class ClassifierHeads(ClassTargets, Heads):
         outputs = self._outputs(X)
         return _probability(outputs) if self._is_multilabel else softmax(outputs, axis=1).astype(np.float32)
 
+    @available_if(head_offers("predict_proba"))
+    def predict_log_proba(self, X) -> np.ndarray:
+        """Compute the logarithm of what ``predict_proba`` gives.
+
+        Parameters
+        ----------
+        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+            In the same form as in ``fit``.
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n, n_classes), float32
+            Minus infinity where the probability is 0.
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
     def predict(self, X) -> np.ndarray:
         """Predict labels.
 

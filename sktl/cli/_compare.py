@@ -102,6 +102,8 @@ def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -
     transformer.fit(images.train.X)
     side = "x".join(map(str, transformer.backbone_.data_config["input_size"][1:]))
     print(f"backbone {network['backbone']} at {side} pixels on {resolve_device(network['device'])}", flush=True)
+    if network["backbone"] in list_backbones("sktl/*") and not isinstance(images.train.X, np.ndarray):
+        print("  it never saw a photograph; for photographs, try --backbone mobilenetv2_100 or another", flush=True)
     parts = (images.train, images.test)
     told = [transformer._transform_with_stats(part.X)[1] for part in parts]
     print(f"embedded all images once, for all that follows: {time.perf_counter() - started:.1f} s\n", flush=True)

@@ -65,4 +65,5 @@ def _say(report: ShardReport, out: str) -> None:
     for row in report.bad:
         print(f"sktl: error: {row.label}: {row.reason}", file=sys.stderr)
     found = f" ({report.found:,} were there already)" if report.found else ""
-    print(f"{report.written:,} rows written to {out} in {report.shards:,} files{found}")
+    files = "file" if report.shards == 1 else "files"
+    print(f"{report.written:,} rows written to {out} in {report.shards:,} {files}{found}")

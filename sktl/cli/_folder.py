@@ -14,6 +14,8 @@ IMAGE_SUFFIXES = frozenset((
     ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+_NO_SUFFIX = "no suffix"
+_N_SUFFIXES = 6  # so many are named
 _LAYOUT = "Expected is one sub-folder of images per class, or train/ and test/ with one sub-folder per class each."
 _SERVES_AS = {  # folders that are parts of a data set, and the part that each may be renamed to
     "train": "train",
@@ -95,7 +97,7 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     folder : Path
         Where to look; links to folders are not followed.
     skipped : Counter, default=None
-        Counts what is passed over, by kind.
+        Counts what is passed over: by suffix, and hidden files.
 
     Yields
     ------
@@ -106,10 +108,11 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 skipped["hidden"] += 1
-            elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-                skipped["other"] += 1
+            elif suffix not in IMAGE_SUFFIXES:
+                skipped[suffix or _NO_SUFFIX] += 1
             else:
                 yield Path(place, name)
 
@@ -171,8 +174,10 @@ def _read_classes(folder: Path, skipped: Counter[str]) -> Files:
         files.labels += [path.name] * (len(files.paths) - before)
         skipped["empty"] += len(files.paths) == before
     if not files.paths:
+        others = _count_others(skipped)
         raise InputError(
-            f"The sub-folders of {str(folder)!r} hold no image files ({', '.join(sorted(IMAGE_SUFFIXES))})."
+            f"The sub-folders of {str(folder)!r} hold no image files{f', but {others}' if others else ''}. Read are "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return files
 
@@ -188,12 +193,25 @@ def _has_subfolders(folder: Path) -> bool:
 def _notes(skipped: Counter[str]) -> list[str]:
     names = {
         "hidden": ("hidden file", "hidden files"),
-        "other": ("file without an image's suffix", "files without an image's suffix"),
         "outside": ("file outside of the class folders", "files outside of the class folders"),
         "empty": ("class folder without images", "class folders without images"),
     }
     counts = [f"{skipped[kind]:,} {names[kind][skipped[kind] > 1]}" for kind in names if skipped[kind]]
+    others = _count_others(skipped)
+    if others:
+        counts.insert(bool(skipped["hidden"]), others)
     return [f"skipped: {', '.join(counts)}"] if counts else []
+
+
+def _count_others(skipped: Counter[str]) -> str:
+    """Say how many files are no images by their suffix, and what suffixes those are: photos may be among them."""
+    suffixes = sorted(kind for kind in skipped if kind.startswith(".") or kind == _NO_SUFFIX)
+    n_files = sum(skipped[suffix] for suffix in suffixes)
+    if n_files == 0:
+        return ""
+    shown = ", ".join([*suffixes[:_N_SUFFIXES], *(["..."] if len(suffixes) > _N_SUFFIXES else [])])
+    what = "file that is not read as an image" if n_files == 1 else "files that are not read as images"
+    return f"{n_files:,} {what} ({shown})"
 
 
 def _note_unused(split: tuple[str, str], unused: list[str]) -> list[str]:

@@ -82,6 +82,12 @@ class DiskStore(Store):
         found = self._try(lambda database: self._select(database, list(keys)), {}, writes=False)
         return {keys[key]: value for key, value in found.items()}
 
+    def lacking(self, namespace, digests):
+        """Tell which rows are not in the database; see :meth:`Store.lacking`."""
+        keys = {row_key(namespace, digest): digest for digest in digests}
+        lacking = self._try(lambda database: set(keys) - set(_stored_keys(database, list(keys))), (), writes=True)
+        return [keys[key] for key in lacking]
+
     def put_many(self, namespace, rows):
         """Write rows in one transaction; see :meth:`Store.put_many`."""
         now = int(time.time())
@@ -306,6 +312,11 @@ def _intact_rows(database, keys):
             is_typed = isinstance(value, bytes) and isinstance(used, int)  # columns of SQLite hold anything
             if is_typed and checksum == row_checksum(key, value):
                 yield key, value, used
+
+
+def _stored_keys(database, keys):
+    for few, marks in _in_parts(keys):
+        yield from (key for (key,) in database.execute(f"SELECT key FROM rows WHERE key IN ({marks})", few))
 
 
 def _in_parts(keys):

@@ -72,6 +72,12 @@ class ObjectStore(Store):
         found = self._try(lambda: self._get(namespace, list(keys)), {}) if keys else {}
         return {keys[key]: _as_row(value) for key, value in found.items()}
 
+    def lacking(self, namespace, digests):
+        """Tell which rows are in no shard and not gathered, as far as is known here; see :meth:`Store.lacking`."""
+        keys = {row_key(namespace, digest): digest for digest in digests}
+        lacking = self._try(lambda: set(keys).difference(*self._find(namespace, list(keys))), ()) if keys else ()
+        return [keys[key] for key in lacking]
+
     def put_many(self, namespace, rows):
         """Gather rows, and write them when there are enough; see :meth:`Store.put_many`."""
         values = {
@@ -87,6 +93,11 @@ class ObjectStore(Store):
     # With the lock held ---------------------------------------------------------------------------------------------
 
     def _get(self, namespace, keys):
+        found, places = self._find(namespace, keys)
+        return found | self._fetch(namespace, self._catalog(namespace), places)
+
+    def _find(self, namespace, keys):
+        """Return the rows that are gathered, and where others may be."""
         gathered = self._gathered.get(namespace, {})
         found = {key: gathered[key] for key in keys if key in gathered}
         catalog = self._catalog(namespace)
@@ -99,8 +110,7 @@ class ObjectStore(Store):
         if catalog.unreadable:
             name, reason = next(iter(catalog.unreadable.items()))
             self._warn(f"has a shard that is damaged, {name!r}: {reason}; its rows are computed again")
-        found |= self._fetch(namespace, catalog, places)
-        return found
+        return found, places
 
     def _fetch(self, namespace, catalog, places):
         """Read rows from where they may be; what does not fit its checksum is left out."""

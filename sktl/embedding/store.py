@@ -49,6 +49,25 @@ class Store:
         """
         raise NotImplementedError
 
+    def lacking(self, namespace, digests):
+        """Tell which rows are not stored.
+
+        Parameters
+        ----------
+        namespace : str
+            How the rows were computed.
+
+        digests : list of bytes
+            What they were computed from.
+
+        Returns
+        -------
+        lacking : list of bytes
+            Those of the digests that ``get_many`` would not find; empty where nothing can be stored.
+        """
+        found = self.get_many(namespace, digests)
+        return [digest for digest in digests if digest not in found]
+
     def claim(self, namespace, digests):
         """Announce that this process, or this thread of it, is about to compute rows.
 
@@ -193,7 +212,7 @@ class Shelf:
     Parameters
     ----------
     stores : sequence of Store
-        Asked in turn; what an earlier one lacks it is given.
+        Asked in turn; what one of them has the others are given.
 
     namespace : str
         How the rows are computed.
@@ -212,8 +231,16 @@ class Shelf:
             found = store.get_many(self.namespace, missing) if missing else {}
             for earlier in self.stores[:position] if found else ():
                 earlier.put_many(self.namespace, found)
+            for later in self.stores[position + 1 :] if found else ():
+                self._hand_on(found, later)
             known |= found
         return known
+
+    def _hand_on(self, rows, store):
+        """Give a slower store what it lacks: the process may have computed it before that store was named."""
+        lacking = store.lacking(self.namespace, list(rows))
+        if lacking:
+            store.put_many(self.namespace, {digest: rows[digest] for digest in lacking})
 
     def put(self, rows):
         """Give rows to all stores."""

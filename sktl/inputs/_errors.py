@@ -40,5 +40,5 @@ def raise_bad_rows(bad: Sequence[BadRow], n_rows: int | None = None) -> NoReturn
     lines = [f"{len(bad):,}{total} row{'' if (n_rows or len(bad)) == 1 else 's'} of X cannot be used:"]
     lines += [f"  {row.label}: {row.reason}" for row in map(BadRow._make, bad[:_N_LISTED])]
     if len(bad) > _N_LISTED:
-        lines.append(f"  ... and {len(bad) - _N_LISTED:,} more")
+        lines.append(f"  ... and {len(bad) - _N_LISTED:,} more; the error's attribute 'rows' lists all of them")
     raise InputError("\n".join(lines), rows=bad)

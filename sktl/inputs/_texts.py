@@ -16,7 +16,7 @@ from sktl.inputs._errors import RowError
 
 _N_LABEL = 60
 _N_SAMPLE = 20  # rows that are looked at to tell texts from paths
-_N_TEXT_WORDS = 3  # a path that names no file and has as many is none
+_N_TEXT_WORDS = 3  # few paths have as many
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
 
@@ -257,13 +257,14 @@ def refuse_texts(X, root: str | os.PathLike | None = None) -> None:
     Raises
     ------
     InputError
-        If strings of several words without the ending of an image, none of which names a file, are all that it holds.
+        If half of its strings or more are of several words, and none has the ending of an image or names a file.
     """
     column = find_column(X)
     strings = [item for item in _sample(column) if isinstance(item, str)] if column is not None else []
-    if strings and all(_is_plainly_text(item, root) for item in strings):
+    texts = [item for item in strings if "\n" in item or len(item.split()) >= _N_TEXT_WORDS]
+    if texts and 2 * len(texts) >= len(strings) and not any(_may_be_path(item, root) for item in strings):
         raise InputError(
-            f"X seems to hold texts ({_shorten(strings[0])!r}), and the backbone takes images: a string is read as the "
+            f"X seems to hold texts ({_shorten(texts[0])!r}), and the backbone takes images: a string is read as the "
             "path of a file. For texts give a text encoder: backbone='text:org/name' or 'text:/folder'."
         )
 
@@ -294,11 +295,10 @@ def _present(column, indices: np.ndarray) -> Iterator[Any]:
             yield item
 
 
-def _is_plainly_text(item: str, root: str | os.PathLike | None) -> bool:
+def _may_be_path(item: str, root: str | os.PathLike | None) -> bool:
     if item.lower().endswith(_IMAGE_ENDINGS) or "\0" in item:
-        return False
-    path = item if root is None else os.path.join(root, item)
-    return ("\n" in item or len(item.split()) >= _N_TEXT_WORDS) and not _exists(path)
+        return True
+    return _exists(item if root is None else os.path.join(root, item))
 
 
 def _is_plainly_image(item) -> bool:

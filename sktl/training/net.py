@@ -26,6 +26,7 @@ from sktl.training.prefix import FrozenPrefix
 
 LossAndOutput = tuple[torch.Tensor, torch.Tensor]
 _T = TypeVar("_T")
+_NOT_PRINTED = ["frozen_prefix", "precision"]  # the same in each epoch, or empty; history_ has them
 
 
 class TransferNet(NeuralNet):
@@ -88,7 +89,7 @@ class TransferNet(NeuralNet):
             ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring(name="valid_loss")),
             # skorch asks whether the sink is `print`, which other packages (Ray) replace.
-            ("print_log", PrintLog(sink=print if self.verbose else noop)),
+            ("print_log", PrintLog(_NOT_PRINTED, sink=print if self.verbose else noop)),
         ]
 
     def get_params_for_optimizer(self, prefix, named_parameters):

@@ -199,5 +199,5 @@ def test_a_long_error_ends():
     lines = str(error.value).splitlines()
     assert lines[0] == "1,234 of 2,000 rows of X cannot be used:"
     assert len(lines) == 22
-    assert lines[-1] == "  ... and 1,214 more"
+    assert lines[-1] == "  ... and 1,214 more; the error's attribute 'rows' lists all of them"
     assert len(error.value.rows) == 1234

@@ -249,6 +249,14 @@ def test_texts_for_a_vision_backbone(reviews):
         PretrainedFeatureTransformer().fit_transform(["good"])
 
 
+def test_short_texts_among_the_others_for_a_vision_backbone(image_folder):
+    texts = ["been there done that", "dull", "predictably melodramatic", "a brutal and funny work", "it was worth it"]
+    with pytest.raises(InputError, match=r"seems to hold texts \('been there done that'\)"):
+        PretrainedFeatureTransformer().fit(texts[1:2] + texts)
+    for row in ("holiday.jpg", str(image_folder / "disc" / "0.png")):
+        PretrainedFeatureTransformer().fit([*texts, row])
+
+
 def test_paths_of_many_words_without_an_ending(image_folder, tmp_path):
     shutil.copy(image_folder / "disc" / "0.png", tmp_path / "a picture of mine")
     transformer = PretrainedFeatureTransformer(image_size=32, root=tmp_path)

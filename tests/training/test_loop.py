@@ -249,6 +249,8 @@ def test_verbose_prints_a_line_per_epoch(few, capsys):
     make_model(max_epochs=2, verbose=1).fit(*few)
     out = capsys.readouterr().out
     assert "train_loss" in out
+    assert "frozen_prefix" not in out, "it is the same in each epoch, or empty"
+    assert "precision" not in out
     assert "Re-initializing" not in out
 
 
