@@ -33,7 +33,7 @@ from sktl.inputs import open_rows
 
 # Children start from a process that has imported all this and done nothing else: quickly, and no lock held.
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-PRELOADED = ["sktl", "timm.models", "torch.fx.experimental.proxy_tensor"]
+PRELOADED = ["sktl.transformer", "timm.models"]
 MAX_SHARE = 1.05
 PATIENCE = 600
 

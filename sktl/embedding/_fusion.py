@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from sktl.embedding._tape import take_down
+
 _aten = torch.ops.aten
 _CONVOLUTION = _aten.convolution.default
-_BATCH_NORM = (_aten.native_batch_norm.default, _aten._native_batch_norm_legit_no_training.default)
+_BATCH_NORM = _aten.batch_norm.default
 _BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ADD = (_aten.add.Tensor, _aten.add_.Tensor)
 _ACTIVATIONS = {
@@ -50,10 +52,8 @@ def trace(network, example):
     program : torch.fx.GraphModule
         In float32; may share weights with the network.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # loads sympy: not for every import of sktl
-
+    program = take_down(network, example)
     with torch.no_grad():
-        program = make_fx(network, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
         _fold_batch_norm(program)
     return program
 
@@ -91,23 +91,21 @@ def fuse(traced, dtype):
 
 def _fold_batch_norm(program):
     for node in list(program.graph.nodes):
-        if node.target not in _BATCH_NORM or not _is_private(node.args[0], _CONVOLUTION) or node.args[0].args[6]:
+        if node.target is not _BATCH_NORM or not _is_private(node.args[0], _CONVOLUTION) or node.args[0].args[6]:
             continue
-        if not all(user.args[1] == 0 or not user.users for user in node.users):
-            continue  # the batch statistics are used: not inference
+        if node.args[5]:
+            continue  # it goes by the statistics of the batch
         _fold_into(program, node.args[0], node)
-        for user in list(node.users):
-            user.replace_all_uses_with(node.args[0])
-            program.graph.erase_node(user)
+        node.replace_all_uses_with(node.args[0])
         program.graph.erase_node(node)
 
 
 def _fold_into(program, convolution, batch_norm):
-    _, gamma, beta, mean, var, *rest = batch_norm.args
+    _, gamma, beta, mean, var, _, _, eps, _ = batch_norm.args
     conv_weight, conv_bias, mean, var, gamma, beta = (
         _tensor(program, node) for node in (*convolution.args[1:3], mean, var, gamma, beta)
     )
-    weight, bias = fuse_conv_bn_weights(conv_weight, conv_bias, mean, var, rest[-1], gamma, beta)
+    weight, bias = fuse_conv_bn_weights(conv_weight, conv_bias, mean, var, eps, gamma, beta)
     layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
     with program.graph.inserting_before(convolution):
         weight = _constant(program, f"{convolution.name}_weight", weight.to(memory_format=layout))
@@ -128,7 +126,7 @@ def _cast(program, dtype):
 
 
 def _has_onednn(program, dtype):
-    if any(node.op == "placeholder" and node.meta["val"].device.type != "cpu" for node in program.graph.nodes):
+    if any(_tensor(program, node).device.type != "cpu" for node in program.graph.nodes if node.op == "get_attr"):
         return False
     operators = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(operators, "_convolution_pointwise")):
@@ -138,7 +136,7 @@ def _has_onednn(program, dtype):
 
 def _fuse_pointwise(program):
     for node in list(program.graph.nodes):
-        if node.target is _CONVOLUTION and not node.args[6] and node.meta["val"].dim() == 4:
+        if node.target is _CONVOLUTION and not node.args[6] and len(node.meta["shape"]) == 4:
             _fuse_convolution(program, node)
 
 
@@ -166,7 +164,7 @@ def _fuse_convolution(program, node):
             unary = None if attribute == "none" else attribute
             args = (inputs, other, packed, *geometry, "add", 1.0, unary, [], "")
         fused = program.graph.call_function(operator, args)
-    fused.meta["val"] = last.meta["val"]
+    fused.meta["shape"] = last.meta["shape"]
     last.replace_all_uses_with(fused)
     while last is not node:  # from the end back to the convolution; in-place operators are no dead code to torch.fx
         before = node if last.target in _ADD else _before(last)
@@ -179,7 +177,7 @@ def _packed(program, weight, inputs, padding, stride, dilation, groups):
     """The weight in the blocked layout that oneDNN would otherwise make in every call."""
     value = _tensor(program, weight).contiguous(memory_format=torch.channels_last)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
-        value, padding, stride, dilation, groups, list(inputs.meta["val"].shape)
+        value, padding, stride, dilation, groups, list(inputs.meta["shape"])
     )
     return _constant(program, f"{weight.target}_packed", packed)
 
@@ -188,7 +186,7 @@ def _is_residual(add, convolution):
     if add.kwargs or len(add.args) != 2 or add.args[0] is add.args[1]:
         return False
     return all(
-        isinstance(arg, torch.fx.Node) and arg.meta["val"].shape == convolution.meta["val"].shape for arg in add.args
+        isinstance(arg, torch.fx.Node) and arg.meta["shape"] == convolution.meta["shape"] for arg in add.args
     ) and (add.target is _aten.add.Tensor or add.args[0] is convolution)
 
 
