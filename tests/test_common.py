@@ -17,10 +17,10 @@ FAMILIES = ["test_resnet", "test_vit", "test_convnext"]
 ESTIMATORS = [
     PretrainedFeatureTransformer(image_size=32),
     FineTuneClassifier(strategy="feature_extraction", image_size=32),
-    FineTuneClassifier(image_size=32, max_epochs=1, batch_size=64),
+    FineTuneClassifier(image_size=16, max_epochs=1, batch_size=64),
     FineTuneRegressor(strategy="feature_extraction", image_size=32),
     # In so few epochs the usual learning rate does not come to rest, and a check asks for a score.
-    FineTuneRegressor(image_size=32, max_epochs=1, batch_size=64, learning_rate=3e-5),
+    FineTuneRegressor(image_size=16, max_epochs=1, batch_size=64, learning_rate=3e-5),
     *(PretrainedFeatureTransformer(name, weights=None, image_size=32) for name in FAMILIES),
     *(FineTuneClassifier(name, "feature_extraction", weights=None, image_size=32) for name in FAMILIES),
     # Random features say less than pretrained ones, and a check asks for a score: the head is penalised less.
