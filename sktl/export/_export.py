@@ -1,5 +1,6 @@
 """``export_onnx``: a fitted estimator as one ONNX file."""
 
+import errno
 import json
 import os
 from importlib.metadata import version
@@ -55,6 +56,8 @@ def export_onnx(estimator, path) -> Path:
         If the estimator is not fitted.
     MissingExtraError
         If the packages of the extra ``sktl[onnx]`` are not installed.
+    FileNotFoundError
+        If the folder is not there; that is said at once.
 
     See Also
     --------
@@ -83,6 +86,8 @@ def export_onnx(estimator, path) -> Path:
     'digits.onnx'
     """
     path = Path(os.fspath(path))
+    if not path.parent.is_dir():  # not after seconds of tracing
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     content = to_onnx(estimator)
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)

@@ -1,5 +1,6 @@
 """An exported graph computes what the estimator computes, says what it needs, and is written whole or not at all."""
 
+import copy
 import json
 import sys
 
@@ -27,7 +28,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='needs the extra: pip in
 pytest.importorskip("skl2onnx", reason='needs the extra: pip install "sktl[onnx]"')
 pytest.importorskip("onnxscript", reason='needs the extra: pip install "sktl[onnx]"')
 
-from sktl.export import OnnxModel, to_onnx  # noqa: E402
+from sktl.export import OnnxModel, _export, to_onnx  # noqa: E402
 
 SMALL = {"image_size": 16, "dtype": "float32", "cache_bytes": 0}
 FAMILIES = ["sktl/tiny", "test_vit", "test_convnext", "test_resnet"]
@@ -45,6 +46,23 @@ def run(content, pixels):
     session = onnxruntime.InferenceSession(content)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"images": pixels}), strict=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """A network that gives embeddings is traced once, whatever comes behind it: that takes seconds."""
+    graphs, trace = {}, _export.network_graph
+
+    def network_graph(parts, head):
+        if parts.has_head:
+            return trace(parts, head)
+        if parts.view.key not in graphs:
+            graphs[parts.view.key] = trace(parts, head)
+        return copy.deepcopy(graphs[parts.view.key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_export, "network_graph", network_graph)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +281,8 @@ class TestFile:
         assert old.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [old]
 
-    def test_missing_folder(self, exported, tmp_path):
+    def test_missing_folder_is_said_before_anything_is_traced(self, exported, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.onnx.export", None)
         with pytest.raises(FileNotFoundError):
             export_onnx(exported[0], tmp_path / "nowhere" / "model.onnx")
 

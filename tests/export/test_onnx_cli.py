@@ -29,7 +29,7 @@ def run(*words):
 def model(image_paths, tmp_path_factory):
     """File of a fitted model."""
     path = tmp_path_factory.mktemp("models") / "model.sktl"
-    save(FineTuneClassifier(strategy="feature_extraction", image_size=32).fit(*image_paths), path)
+    save(FineTuneClassifier("test_resnet", "feature_extraction", weights=None, image_size=32).fit(*image_paths), path)
     return path
 
 
