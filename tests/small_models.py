@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sktl import FineTuneClassifier, FineTuneRegressor
+from sktl.backbones import load_backbone
 from sktl.strategies import STRATEGIES
 
 DEFAULTS = {"image_shape": (8, 8), "image_size": 16, "max_epochs": 1, "random_state": 0, "dtype": "float32"}
@@ -69,3 +70,22 @@ def three_digits():
     X, y = X[rows], y[rows]
     X.flags.writeable = y.flags.writeable = False
     return X, y
+
+
+def initial_state():
+    return load_backbone(make_network(), image_size=16).module.state_dict()
+
+
+def changed(model):
+    """Names of the backbone's weights and buffers that ``fit`` changed."""
+    before, after = initial_state(), model.backbone_.module.state_dict()
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def perturb(network):
+    """Stand in for training: give everything trainable another value."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
