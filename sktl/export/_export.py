@@ -56,7 +56,7 @@ def export_onnx(estimator, path) -> Path:
         If the estimator is not fitted.
     MissingExtraError
         If the packages of the extra ``sktl[onnx]`` are not installed.
-    FileNotFoundError
+    FileNotFoundError or NotADirectoryError
         If the folder is not there; that is said at once.
 
     See Also
@@ -86,8 +86,10 @@ def export_onnx(estimator, path) -> Path:
     'digits.onnx'
     """
     path = Path(os.fspath(path))
-    if not path.parent.is_dir():  # not after seconds of tracing
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():  # not after seconds of tracing
+        reason = errno.ENOTDIR if folder.exists() else errno.ENOENT
+        raise OSError(reason, os.strerror(reason), os.fspath(path))
     content = to_onnx(estimator)
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
