@@ -51,11 +51,11 @@ class TrainedOnce(ClassifierMixin, BaseEstimator):
         """Train, unless another way has trained on these rows."""
         self.classes_ = np.unique(y)
         self.share_ = WAYS[self.strategy]
-        key = "nothing" if self.share_ == 0 else "all", tuple(X)
-        if key not in self.trained:
+        training = "head" if self.share_ == 0 else "network", tuple(X)
+        if training not in self.trained:
             way = "feature_extraction" if self.share_ == 0 else Ends()
-            self.trained[key] = estimator(self.trial, strategy=way).fit(X, y)
-        self.model_ = self.trained[key]
+            self.trained[training] = estimator(self.trial, strategy=way).fit(X, y)
+        self.model_ = self.trained[training]
         return self
 
     def predict(self, X):
@@ -91,14 +91,12 @@ def run_trial(settings):
 
 def key(result):
     """Return what tells a trial from others."""
-    return tuple(str(result[name]) for name in ("set", "seed", "per_class", "backbone", "image_size", "epochs"))
+    return tuple(str(result[name]) for name in ("set", "seed", "weights", *SETTINGS))
 
 
 def run(arguments):
     """Run what is not yet in the file of results."""
-    shared = {
-        name: getattr(arguments, name) for name in ("backbone", "image_size", "epochs", "batch_size", "per_class")
-    }
+    shared = {name: getattr(arguments, name) for name in SETTINGS}
     shared["weights"] = str(Path(arguments.weights).resolve())
     trials = []
     for seed, source in product(arguments.seeds, arguments.sets):
