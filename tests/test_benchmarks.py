@@ -61,14 +61,21 @@ def stripes(tmp_path):
 
 
 @pytest.mark.slow
-def test_recipes_are_compared_once(stripes, tmp_path):
+def test_recipes_are_compared_once(stripes, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import transfer_recipes
+
+    def printed(*options):
+        monkeypatch.setattr("sys.argv", ["transfer_recipes.py", *map(str, options)])
+        transfer_recipes.main()
+        return capsys.readouterr().out
+
     folder, options = stripes
     options += ["--image-size", "32", "--epochs", "1", "--seeds", "1", "--per-class", "3"]
     options += ["--results", tmp_path / "results.jsonl", "--recipes", "comes", "C searched", "SGD", "--jobs", "1"]
-    printed = run("transfer_recipes.py", folder, *options)
-    assert "3/3 stripes, 3 per class, seed 0" in printed
-    assert run("transfer_recipes.py", folder, *options) == ""  # all of it is there
-    table = run("transfer_recipes.py", "--results", tmp_path / "results.jsonl", "--table")
+    assert "3/3 stripes, 3 per class, seed 0" in printed(folder, *options)
+    assert printed(folder, *options) == ""  # all of it is there
+    table = printed("--results", tmp_path / "results.jsonl", "--table")
     assert "stripes, 3 images per class, batches of 32, 1 epochs, 32 px" in table
     assert table.count("(1 seeds)") == 3
 

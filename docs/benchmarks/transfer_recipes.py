@@ -192,8 +192,8 @@ def main():
         print(json.dumps(run_trial(arguments.trial)))
     elif arguments.table:
         print_table(written(arguments.results))
-    else:
-        sys.exit(0 if run(arguments) else 1)
+    elif not run(arguments):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
