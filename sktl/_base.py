@@ -64,7 +64,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they
     are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
-    grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
+    grey, standardised by the mean and the standard deviation of all values seen in ``fit``. Rows of weight 0 are not
+    seen.
     """
 
     def _sk_visual_block_(self) -> _VisualBlock:
@@ -165,6 +166,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         self.offset_, self.scale_ = 0.0, 1.0
         if self.input_kind_ != "numbers":
             return
+        if sample_weight is not None:  # checked by the caller
+            X, sample_weight = X[sample_weight > 0], sample_weight[sample_weight > 0]
         if self.image_shape is not None:
             self._check_image_shape(X)
             if X.dtype == np.uint8:
