@@ -330,7 +330,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
             All labels that will ever come, at least 2; ``range(n_labels)`` for labels in columns. Required in the first
             call, unless the estimator is fitted.
         sample_weight : array-like of shape (n,), default=None
-            How much each row counts beside the others of the call; rows of weight 0 are left out.
+            How much each row counts beside the others of the call; rows of weight 0 are left out. The weights of
+            ``class_weight`` count as they are, since a call may bring one class alone.
 
         Returns
         -------

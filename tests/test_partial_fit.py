@@ -265,6 +265,18 @@ def test_heavy_class_is_favoured(few):
     assert heavy.predict_proba(X)[:, 2].mean() > plain.predict_proba(X)[:, 2].mean() + 0.05
 
 
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_heavy_class_is_favoured_where_it_comes_by_itself(few, strategy):
+    X, y = few
+    share = {}
+    for weight in (1.0, 0.1):
+        model = make_model(strategy, learning_rate=0.03, class_weight={0: weight, 1: weight, 2: 1.0})
+        for label in 6 * CLASSES:
+            model.partial_fit(X[y == label], y[y == label], classes=CLASSES)
+        share[weight] = model.predict_proba(X)[:, 2].mean()
+    assert share[0.1] > share[1.0] + 0.05
+
+
 # warm_start -----------------------------------------------------------------------------------------------------------
 
 

@@ -140,11 +140,14 @@ class PassByPass(TrainingRows):
         self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, **facts))
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
+        mean_weight = targets.weight.mean()  # of the classes it is not known: a call may bring one of them alone
         if self.strategy_.trains_backbone:
-            return self._training_data(rows, targets, self.backbone_, self._views(self.backbone_, self._passes.seed))
+            views = self._views(self.backbone_, self._passes.seed)
+            return self._training_data(rows, targets, self.backbone_, views, mean_weight)
         if self.augment is not None:
             raise ValueError("augment should be None with partial_fit and a strategy that keeps the backbone")
-        return TrainingData(EmbeddingRows(self._embed(rows, self.backbone_.view)), targets, None)
+        embeddings = EmbeddingRows(self._embed(rows, self.backbone_.view))
+        return TrainingData(embeddings, targets, None, mean_weight=mean_weight)
 
     def _take_over(self) -> None:
         """Predict from now on with a copy of the network in training, as it would be if training ended here."""

@@ -68,6 +68,8 @@ class TrainingData(Dataset):
         Brings pixels of shape (height, width, 3) to the backbone's input size; texts need none.
     views : Views, default=None
         Random variants to give in place of the images.
+    mean_weight : float, default=None
+        What a row counts on average, by which loss weights are divided; None takes their mean over these rows.
 
     Attributes
     ----------
@@ -94,14 +96,16 @@ class TrainingData(Dataset):
         targets: Targets,
         preprocess: Callable[[np.ndarray], np.ndarray] | None,
         views: Views | None = None,
+        mean_weight: float | None = None,
     ):
         self.rows = rows
         self.targets = targets
         self.preprocess = preprocess
         self.views = views
         self._values = torch.as_tensor(targets.values)
-        # With a mean of 1 over all rows, so that a batch of light rows counts less than one of heavy rows.
-        self._weight = torch.as_tensor(targets.loss_weight / targets.loss_weight.mean(), dtype=torch.float32)
+        # Over all rows, not by batch, so that a batch of light rows counts less than one of heavy rows.
+        mean_weight = targets.loss_weight.mean() if mean_weight is None else mean_weight
+        self._weight = torch.as_tensor(targets.loss_weight / mean_weight, dtype=torch.float32)
         self._images = self._load_all() if self._fits_in_memory() else None
 
     def __len__(self) -> int:
