@@ -139,9 +139,10 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         A folder in which the state of training is kept after each epoch. A fit that was cut off goes on from there when
         called again with the same data and parameters, to the same weights. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop. In ``on_epoch_end`` losses and score of the epoch are in ``net.history``; in
-        ``on_train_end`` ``net.module_`` has the weights that training gives, be it the average or the best ones, which
-        the strategy may still change (as ``"wise_ft"`` does).
+        Run in the training loop. An ``LRScheduler`` takes the place of the usual schedule (the learning rate rises in
+        the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and score of the
+        epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training gives, averaged
+        or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
     net_params : dict, default=None
         Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``.
         What the estimator has a parameter for, such as the learning rate, is refused there.

@@ -103,6 +103,13 @@ class TransferNet(NeuralNet):
         return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
 
     @property
+    def head_rate(self) -> float:
+        """The head's learning rate, or the last group's where no group begins with the head."""
+        groups = self.optimizer_.param_groups
+        head = {id(parameter) for parameter in self.module_.head.parameters()}
+        return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])
+
+    @property
     def evaluated_network(self) -> Network:
         """The network whose weights are the result as things stand."""
         averaged = None if self.averaging is None else self.averaging.network
@@ -257,6 +264,12 @@ class TransferNet(NeuralNet):
         if self.lanes_ is not None:
             self.lanes_.forget()
         self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))
+
+    def on_batch_begin(self, net, batch=None, training=False, **kwargs):
+        """Begin a batch in the history, and note the rate of its step; see skorch."""
+        super().on_batch_begin(net, batch=batch, training=training, **kwargs)
+        if training:
+            self.history.record_batch("lr", self.head_rate)
 
     def notify(self, method_name, **kwargs):
         """Run the callbacks; where one stops training at the end of an epoch the others see it first; see skorch."""
