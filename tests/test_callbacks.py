@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from skorch.callbacks import ProgressBar as NetProgressBar
-from small_models import difference, make_model, three_digits
+from small_models import changed, difference, make_model, three_digits
 
 from sktl import PretrainedFeatureTransformer
 
@@ -95,6 +95,15 @@ def test_a_callback_may_stop_training(few):
     model = make_model(max_epochs=5).set_callbacks(Recorder(stop_after=2)).fit(*few)
     assert len(model.history_) == 2
     assert model.predict(few[0]).shape == few[1].shape
+
+
+@pytest.mark.parametrize("strategy", ["lp_ft", "wise_ft", "lora"])
+def test_a_callback_may_stop_after_the_head(few, strategy):
+    recorder = Recorder(stop_after=1)
+    model = make_model(strategy, max_epochs=5).set_callbacks(recorder).fit(*few)
+    assert [entry["phase"] for entry in model.history_] == ["head"]
+    np.testing.assert_array_equal(model.predict_proba(few[0]), recorder.proba[0])
+    assert changed(model) == set()
 
 
 def test_the_epoch_that_a_callback_stops_at_counts_for_early_stopping(few):

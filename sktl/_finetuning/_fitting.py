@@ -154,17 +154,16 @@ class FineTuner(PassByPass):
             rows_per_class = None if goes_on else len(data.targets) / n_classes
             facts = {"embeddings": embeddings, "draw_original": draw_original, "rows_per_class": rows_per_class}
             self._begin_training(network, backbone, goes_on=goes_on, **facts)
-        if self.strategy_.fits_head_first:
-            tasks.end(lambda: self._as_if_done(network, backbone))
-        if self.strategy_.trains_backbone:
+        stops = self.strategy_.fits_head_first and tasks.end(lambda: self._as_if_done(network, backbone))
+        if self.strategy_.trains_backbone and not stops:
             self._train(network, data, backbone, views, seed, tasks, checkpoint)
+        else:
+            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        self.backbone_ = backbone
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
             self.backbone_ = trained_backbone(backbone, network)
-        else:
-            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
-            self.backbone_ = backbone
         self._keep_original_head(backbone, network.original_head)
 
     def _fit_head(self, network, data: FitData, backbone, views, seed: int, *, solve: bool) -> np.ndarray | None:
