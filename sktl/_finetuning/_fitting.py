@@ -16,7 +16,7 @@ from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
-from sktl._finetuning._passes import PassByPass, plain_entry
+from sktl._finetuning._passes import PassByPass
 from sktl._finetuning._rows import FitData
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
@@ -36,6 +36,7 @@ from sktl.training import (
     find_learning_rate,
     make_net,
     merge_duplicates,
+    plain_history,
     train,
     trained_backbone,
 )
@@ -224,4 +225,6 @@ class FineTuner(PassByPass):
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         with warned_of_company(device):
             train(self.net_, learnt, valid, seed, extra, checkpoint)
-        self.history_ += [plain_entry(epoch) for epoch in self.net_.history]
+        for epoch in plain_history(self.net_):
+            first_batch = epoch.pop("batches")[0]
+            self.history_.append({"phase": "network", **epoch, "lr": first_batch["lr"]})

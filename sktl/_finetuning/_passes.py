@@ -21,7 +21,7 @@ from sktl._finetuning._rows import TrainingRows
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
-from sktl.strategies import resolve_strategy
+from sktl.strategies import Start, resolve_strategy
 from sktl.training import (
     EmbeddingRows,
     Network,
@@ -31,7 +31,6 @@ from sktl.training import (
     head_alone,
     merge_duplicates,
     restore_network,
-    start_of_training,
 )
 
 
@@ -133,11 +132,13 @@ class PassByPass(TrainingRows):
         return Passes(net, **state)
 
     def _begin_training(self, network: Network, backbone: Backbone, *, goes_on: bool, **facts: Any) -> None:
-        """Let the strategy take down what it refers to; see :func:`~sktl.training.start_of_training`."""
+        """Let the strategy take down what it refers to; ``facts`` are further attributes of its ``Start``."""
+        if self.strategy_.needs_initial_weights:
+            facts["initial_weights"] = dict(backbone.module.named_parameters())
         if self.strategy_.needs_pretrained_weights:
-            pretrained, self._settings_of_network = find_pretrained(self, None if goes_on else backbone)
-            facts["pretrained"] = pretrained
-        self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, **facts))
+            found = find_pretrained(self, None if goes_on else backbone)
+            facts["pretrained_weights"], self._settings_of_network = found
+        self.strategy_.on_train_begin(network, Start(**facts))
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
         mean_weight = targets.weight.mean()  # of the classes it is not known: a call may bring one of them alone
@@ -186,10 +187,3 @@ def _without_what_it_took_down(strategy):
     copied = clone(strategy)
     vars(copied).update({name: value for name, value in vars(strategy).items() if name.endswith("_")})
     return copied
-
-
-def plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:
-    """Return one epoch of skorch's history as plain numbers, with the learning rate that it began with."""
-    values = {key: value for key, value in epoch.items() if key != "batches"}
-    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-    return {"phase": "network", **plain, "lr": epoch["batches"][0]["lr"]}

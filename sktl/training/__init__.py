@@ -20,7 +20,6 @@ from sktl.training.network import (
     check_steps,
     check_trained,
     restore_network,
-    start_of_training,
     trained_backbone,
 )
 from sktl.training.new_heads import make_head, train_head, zero_linear
@@ -71,7 +70,6 @@ __all__ = [
     "plain_history",
     "put_history",
     "restore_network",
-    "start_of_training",
     "train",
     "train_head",
     "trained_backbone",
