@@ -154,12 +154,16 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def _check_columns(self, X, reset: bool) -> None:
         """Let a frame of one column of images or texts have scikit-learn's names; other containers have none."""
         if reset:
-            for attribute in ("n_features_in_", "feature_names_in_"):
-                self.__dict__.pop(attribute, None)
+            self._forget("n_features_in_", "feature_names_in_")
         if hasattr(X, "columns"):
             _check_feature_names(self, X, reset=reset)
             if reset:
                 self.n_features_in_ = 1
+
+    def _forget(self, *names: str) -> None:
+        """Let go of what an earlier call found, where there was one."""
+        for name in names:
+            vars(self).pop(name, None)
 
     def _learn_scaling(self, X, sample_weight=None) -> None:
         """Learn from a table how its numbers become pixels; images and texts need nothing of the kind."""

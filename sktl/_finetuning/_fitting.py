@@ -113,8 +113,7 @@ class FineTuner(PassByPass):
                     self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
                 targets, validation = self._scale_targets(targets, validation, goes_on)
                 data = FitData(rows, targets, validation, self._open_original_rows(backbone))
-                self._end_passes()
-                self._forget_learning_rate()
+                self._forget("_passes", "_passes_state", "_settings_of_passes", "learning_rate_", "lr_curve_")
                 checkpoint = open_checkpoint(self, backbone, data, seed)
                 self._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
@@ -190,11 +189,6 @@ class FineTuner(PassByPass):
         n_times = 1 + views.n_kept
         repeated = data.targets.take(np.tile(np.arange(len(data.targets)), n_times))
         return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
-
-    def _forget_learning_rate(self) -> None:
-        """Let go of what the test of an earlier fit has found."""
-        for name in ("learning_rate_", "lr_curve_"):
-            self.__dict__.pop(name, None)
 
     def _find_learning_rate(self, network, data, seed: int, precision: torch.dtype | None) -> None:
         """Find the learning rate by a test, if that is wanted, in the precision of training."""

@@ -37,12 +37,11 @@ class Heads(FineTuner):
         return train_head(head, embeddings, targets, criterion, **settings)
 
     def _fit_network(self, data, backbone, goes_on, seed, tasks, checkpoint) -> None:
-        self.__dict__.pop("head_", None)
+        self._forget("head_")
         if not self._has_model_as_head():
             super()._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             return
-        for attribute in ("net_", "_net"):
-            self.__dict__.pop(attribute, None)
+        self._forget("net_", "_net")
         started = time.perf_counter()
         tasks.begin("head")
         embeddings = self._embed(data.rows, backbone.view)

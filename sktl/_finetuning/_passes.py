@@ -66,7 +66,7 @@ class PassByPass(TrainingRows):
             if getattr(self, "_passes", None) is None:
                 self._passes = self._begin_passes(first)
                 self._settings_of_passes = settings_of_passes(self)
-            self.__dict__.pop("training_data_", None)  # it was of one fit
+            self._forget("training_data_")  # it was of one fit
             self._check_steps(self._passes.network, self.backbone_, len(targets))
             self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
@@ -175,11 +175,6 @@ class PassByPass(TrainingRows):
             state["strategy_"] = _without_what_it_took_down(self.strategy_)
             state["_passes_state"] = self._state_of_passes(passes) if self.warm_start else passes.state()
         return state
-
-    def _end_passes(self) -> None:
-        """Let go of a network in training."""
-        for name in ("_passes", "_passes_state", "_settings_of_passes"):
-            self.__dict__.pop(name, None)
 
 
 def _without_what_it_took_down(strategy):
