@@ -184,7 +184,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         values = X.astype(np.float64)
         mean = np.average(values.mean(axis=1), weights=weight)
         variance = np.average(((values - mean) ** 2).mean(axis=1), weights=weight)
-        # Rounded, so that a row's hash does not hang on the order in which the rows were summed.
+        # Rounded, so that a row's hash does not depend on the order in which the rows were summed.
         self.offset_ = float(np.float32(mean))
         self.scale_ = 1.0 if is_constant(mean, variance, values.size) else float(np.float32(variance**0.5)) or 1.0
 

@@ -200,7 +200,7 @@ class OriginalTask(TrainingParameters):
     def _as_backbone(self) -> Backbone:
         """Return the fine-tuned backbone; a classifier's own head is the original head of the next task.
 
-        A head of labels that go together is none: what is said of an old task is one of its classes.
+        A multilabel head is dropped: an original head gives one class per row.
         """
         backbone = super()._as_backbone()
         if not hasattr(self, "classes_") or not hasattr(self, "net_") or self._is_multilabel:

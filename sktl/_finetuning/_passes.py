@@ -160,7 +160,7 @@ class PassByPass(TrainingRows):
         self._passes.usable = True
 
     def _state_of_passes(self, passes: Passes) -> dict[str, Any]:
-        """Return how passes go on from the network that predicts; after one that failed only their number counts."""
+        """Return the state in which passes continue from the network that predicts; after a failure, their number."""
         if not passes.usable:
             return passes.state()
         kept = self.strategy_.keep(passes.network) if self.strategy_.trains_backbone else {}
@@ -178,7 +178,7 @@ class PassByPass(TrainingRows):
 
 
 def _without_what_it_took_down(strategy):
-    """Copy a strategy with what it learned, whose names end in an underscore, but not with what it needs in passes."""
+    """Copy a strategy with its parameters and fitted attributes, but not with what it recorded for training."""
     copied = clone(strategy)
     vars(copied).update({name: value for name, value in vars(strategy).items() if name.endswith("_")})
     return copied

@@ -53,10 +53,10 @@ def sets_rates(entry: Any) -> bool:
 
 
 class Settling(Callback):
-    """A callback that has a say in what training leaves behind; asked before all others are told the end."""
+    """A callback that may replace the network's weights at the end of training, before ``on_train_end``."""
 
     def settle(self, net) -> None:
-        """Put it in place."""
+        """Put the final weights into ``net.module_``."""
         raise NotImplementedError
 
 

@@ -28,7 +28,7 @@ class Targets:
     values : ndarray of shape (n,) or (n, n_outputs)
         Class indices or numbers.
     weight : ndarray of float, shape (n,)
-        Positive sample weights: how often a row counts as there.
+        Positive sample weights: a row of weight 2 is the same as two rows.
     class_weight : ndarray of float, shape (n_classes,), or None
         How much the loss of a row of each class counts.
     """
@@ -78,7 +78,7 @@ class TrainingData(Dataset):
     activations : Activations or None
         What stands for the images where the frozen part of a network has been run on them already.
     left_over : Activations or None
-        Such as a net made that is gone; no batch has them until another net takes them over.
+        Activations that an earlier net made; unused until another net takes them over.
 
     Raises
     ------
@@ -327,7 +327,7 @@ class EvenBatches(Sampler):
 def batches(
     dataset: TrainingData, batch_size: int, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
 ) -> DataLoader:
-    """Return an iterable of batches or their parts, as skorch's ``iterator_train`` and ``iterator_valid`` want it."""
+    """Return an iterable of batches, or of a part of each, for skorch's ``iterator_train`` and ``iterator_valid``."""
     sampler = EvenBatches(len(dataset), batch_size, generator, part)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is, generator=generator)
 

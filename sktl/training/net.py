@@ -138,7 +138,7 @@ class TransferNet(NeuralNet):
         )  # lanes would share the cache
 
     def train_step(self, batch, **fit_params):
-        """Make a step; on a CPU with one core in this thread, for rounding hangs on their number; see skorch."""
+        """Make a step; on a CPU with one core in this thread, since rounding depends on their number; see skorch."""
         self._set_training(True)
         if self.splitting_ is None and self.lanes_ is not None:
             self.splitting_ = self.lanes_.splitting_of(
@@ -175,7 +175,7 @@ class TransferNet(NeuralNet):
         return splitting is not None and splitting.possible and not (splitting.meets and self.parts_.n > 1)
 
     def _drawn(self, n: int) -> dict[str, torch.Tensor]:
-        """Return what the strategy draws for a step, by name, so that it goes the batch's way."""
+        """Return what the strategy draws for a step, by name, so that it is split into parts along with the batch."""
         return {f"drawn_{number}": value for number, value in enumerate(self.strategy.draw(n))}
 
     def _count_parts(self, inputs: torch.Tensor) -> int:
@@ -316,7 +316,7 @@ class TransferNet(NeuralNet):
 
 
 def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
-    """Tell what ends training from what ends the fit: skorch's early stopping raises what Ctrl-C raises too."""
+    """Tell early stopping from an interrupt: skorch's raises a KeyboardInterrupt, as Ctrl-C does."""
     return isinstance(signal, EarlyStop) or (
         isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
     )

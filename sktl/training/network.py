@@ -203,7 +203,7 @@ def check_steps(network: nn.Module, example: torch.Tensor, n_rows: int, batch_si
 
 
 def check_trained(network: Network, example: torch.Tensor) -> None:
-    """Refuse, before anything is trained, a strategy that trains nothing of the backbone that its output hangs on.
+    """Refuse, before anything is trained, a strategy whose trained part of the backbone has no influence on its output.
 
     Parameters
     ----------
