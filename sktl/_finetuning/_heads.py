@@ -25,9 +25,9 @@ class Heads(FineTuner):
     def _check_model(self, model: BaseEstimator) -> None:
         """Refuse a model of scikit-learn that learns something else."""
 
+    @abstractmethod
     def _model_targets(self, targets: Targets) -> np.ndarray:
         """Return what a model of scikit-learn is fitted to."""
-        return targets.values
 
     def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets, seed: int) -> float:
         if type(head) is nn.Linear and head.bias is not None:
