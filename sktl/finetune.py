@@ -144,10 +144,10 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
         there when it is called again with the same data and parameters, and ends with the same weights as an
         uninterrupted one. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop. An ``LRScheduler`` takes the place of the usual schedule (the learning rate rises in
-        the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and score of the
-        epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training gives, averaged
-        or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
+        Run in the training loop. In ``fit``, an ``LRScheduler`` takes the place of the usual schedule (the learning
+        rate rises in the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and
+        score of the epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training
+        gives, averaged or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
     net_params : dict, default=None
         Parameters for the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``. What the
         estimator has a parameter for, such as the learning rate, is refused there.
@@ -356,8 +356,8 @@ class FineTuneClassifier(ClassifierMixin, ClassifierHeads):
 
         Notes
         -----
-        The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
-        too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+        The learning rate is constant, and the optimizer's state is kept between calls. A new head is never solved for,
+        but trained by steps too; if the strategy keeps the backbone, they are taken on embeddings from the store.
 
         A call that fails leaves the estimator as it was, but for the optimizer's state: the next one begins without.
         """

@@ -133,10 +133,10 @@ class FineTuneRegressor(RegressorMixin, Heads):
         there when it is called again with the same data and parameters, and ends with the same weights as an
         uninterrupted one. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop. An ``LRScheduler`` takes the place of the usual schedule (the learning rate rises in
-        the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and score of the
-        epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training gives, averaged
-        or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
+        Run in the training loop. In ``fit``, an ``LRScheduler`` takes the place of the usual schedule (the learning
+        rate rises in the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and
+        score of the epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training
+        gives, averaged or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
     net_params : dict, default=None
         Parameters for the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
         ``{"criterion": torch.nn.HuberLoss}`` for another loss while the network is trained. What the estimator has a
@@ -284,7 +284,7 @@ class FineTuneRegressor(RegressorMixin, Heads):
         X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
             Rows in the form of the first call; the scale of numbers is learnt in that call.
         y : array-like of shape (n,) or (n, n_targets)
-            Numbers; their mean and scale are learnt in the first call.
+            Numbers; their mean and scale are learnt in the first call, which should thus bring more than a few rows.
         sample_weight : array-like of shape (n,), default=None
             How much each row counts beside the others of the call; rows of weight 0 are left out.
 
@@ -302,8 +302,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
 
         Notes
         -----
-        The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
-        too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+        The learning rate is constant, and the optimizer's state is kept between calls. A new head is never solved for,
+        but trained by steps too; if the strategy keeps the backbone, they are taken on embeddings from the store.
 
         A call that fails leaves the estimator as it was, but for the optimizer's state: the next one begins without.
         """

@@ -6,6 +6,7 @@ import pickletools
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import LRScheduler
 from small_models import difference, make_model, make_regressor, three_digits
 
 from sktl.embedding import default_store
@@ -252,6 +253,8 @@ def test_what_cannot_be_passed_is_said(few):
         make_model().partial_fit(few[0], np.zeros(45, int), classes=[0])
     with pytest.raises(StrategyError, match=r"LearningWithoutForgetting cannot be trained by partial_fit: .* Use fit"):
         make_model("lwf").partial_fit(*few, classes=CLASSES)
+    with pytest.raises(ValueError, match="callbacks should hold no LRScheduler with partial_fit"):
+        make_model(callbacks=[LRScheduler("StepLR", step_size=1)]).partial_fit(*few, classes=CLASSES)
     with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):
         make_model(class_weight="balanced").partial_fit(*few, classes=CLASSES)
 

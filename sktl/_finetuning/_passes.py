@@ -31,6 +31,7 @@ from sktl.training import (
     head_alone,
     merge_duplicates,
     restore_network,
+    sets_rates,
 )
 
 
@@ -55,6 +56,8 @@ class PassByPass(TrainingRows):
             raise ValueError("learning_rate should not be 'auto' with partial_fit")
         if self.ema_decay is not None:
             raise ValueError("ema_decay should be None with partial_fit")
+        if any(map(sets_rates, self.callbacks or ())):
+            raise ValueError("callbacks should hold no LRScheduler with partial_fit, whose learning rate is constant")
         if first:
             self._begin()
         else:
