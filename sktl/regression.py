@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import RegressorMixin, _fit_context, is_regressor
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
@@ -220,7 +221,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     __init__ = named(Heads.__init__, "FineTuneRegressor.__init__")
 
     def _check_y(self, y) -> np.ndarray:
-        return _check_y(y, multi_output=True, y_numeric=True, estimator=self)
+        y = _check_y(y, multi_output=True, y_numeric=True, estimator=self)
+        return y.toarray() if issparse(y) else y
 
     def _learn_targets(self, y, weight, goes_on) -> Targets:
         self._is_one_column = y.ndim == 1
