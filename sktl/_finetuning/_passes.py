@@ -144,7 +144,8 @@ class PassByPass(TrainingRows):
         self.strategy_.on_train_begin(network, Start(**facts))
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
-        mean_weight = targets.weight.mean()  # of the classes it is not known: a call may bring one of them alone
+        # Without class weights: where a call brings one class alone, their mean would cancel that of the class.
+        mean_weight = targets.weight.mean()
         if self.strategy_.trains_backbone:
             views = self._views(self.backbone_, self._passes.seed)
             return self._training_data(rows, targets, self.backbone_, views, mean_weight)

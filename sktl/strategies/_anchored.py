@@ -98,9 +98,9 @@ class WiseFT(SlowBackbone):
 
     With few rows, much of what fine-tuning changes is noise; with many, little is. So ``alpha="auto"`` goes half of the
     way with up to 20 training rows per class, and ``r / (r + 20)`` of it with r rows per class. One half is the
-    paper's; the rule is sktl's, from measurements on photographs. Rows are counted once if they are equal, and not if
-    they are held out. In regression, and where a row may have several labels, r is the number of all rows, since each
-    of them says something about every output.
+    paper's; the rule is sktl's, from measurements on photographs. Equal rows count once, and rows that are held out do
+    not count. In regression, and where a row may have several labels, r is the number of all rows, since each of them
+    says something about every output.
 
     Validation losses and early stopping refer to the network before it goes back.
 
