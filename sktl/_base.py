@@ -64,7 +64,8 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
 
     Rows of numbers are read in one of two ways. With ``image_shape`` they are flattened images: 8-bit values as they
     are, others brought to 8 bits by the smallest and largest value seen in ``fit``. Without it each row is a strip of
-    grey, standardised by the mean and the standard deviation of all values seen in ``fit``.
+    grey, standardised by the mean and the standard deviation of all values seen in ``fit``. Rows of weight 0 are not
+    seen.
     """
 
     def _sk_visual_block_(self) -> _VisualBlock:
@@ -153,18 +154,24 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
     def _check_columns(self, X, reset: bool) -> None:
         """Let a frame of one column of images or texts have scikit-learn's names; other containers have none."""
         if reset:
-            for attribute in ("n_features_in_", "feature_names_in_"):
-                self.__dict__.pop(attribute, None)
+            self._forget("n_features_in_", "feature_names_in_")
         if hasattr(X, "columns"):
             _check_feature_names(self, X, reset=reset)
             if reset:
                 self.n_features_in_ = 1
+
+    def _forget(self, *names: str) -> None:
+        """Let go of what an earlier call found, where there was one."""
+        for name in names:
+            vars(self).pop(name, None)
 
     def _learn_scaling(self, X, sample_weight=None) -> None:
         """Learn from a table how its numbers become pixels; images and texts need nothing of the kind."""
         self.offset_, self.scale_ = 0.0, 1.0
         if self.input_kind_ != "numbers":
             return
+        if sample_weight is not None:  # checked by the caller
+            X, sample_weight = X[sample_weight > 0], sample_weight[sample_weight > 0]
         if self.image_shape is not None:
             self._check_image_shape(X)
             if X.dtype == np.uint8:
@@ -177,7 +184,7 @@ class ImageEstimator(CallbackSupportMixin, BaseEstimator):
         values = X.astype(np.float64)
         mean = np.average(values.mean(axis=1), weights=weight)
         variance = np.average(((values - mean) ** 2).mean(axis=1), weights=weight)
-        # Rounded, so that a row's hash does not hang on the order in which the rows were summed.
+        # Rounded, so that a row's hash does not depend on the order in which the rows were summed.
         self.offset_ = float(np.float32(mean))
         self.scale_ = 1.0 if is_constant(mean, variance, values.size) else float(np.float32(variance**0.5)) or 1.0
 

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import RegressorMixin, _fit_context, is_regressor
 from sklearn.utils.validation import _check_y, check_is_fitted
 from torch import nn
@@ -24,134 +25,139 @@ class FineTuneRegressor(RegressorMixin, Heads):
     Parameters
     ----------
     backbone : str, nn.Module or fitted estimator, default="sktl/tiny"
-        The pretrained network: the one that ships with sktl, which is small and never saw a photograph; a timm model
-        name (see :func:`sktl.list_backbones`); ``"hf-hub:org/name"``; ``"local-dir:/path"``; a network of your own,
-        which is copied; or a fitted FineTuneRegressor or FineTuneClassifier, whose fine-tuned network is taken. For
-        texts, an encoder of Hugging Face's as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
+        The pretrained network: the one that ships with sktl, which is small and has never seen a photograph; a timm
+        model name (see :func:`sktl.list_backbones`); ``"hf-hub:org/name"``; ``"local-dir:/path"``; a network of your
+        own, which is copied; or a fitted FineTuneRegressor or FineTuneClassifier, whose fine-tuned network is used. For
+        texts, a Hugging Face encoder as ``"text:org/name"`` or ``"text:/path"`` (needs ``sktl[text]``).
     strategy : str or Strategy, default="wise_ft"
-        The way of transfer: ``"feature_extraction"``, ``"wise_ft"``, ``"lp_ft"``, ``"partial"``,
-        ``"fine_tuning"``, ``"from_scratch"``, or an object from :mod:`sktl.strategies`. Its parameters can be set and
-        searched as ``strategy__<parameter>``.
+        How the network is reused: ``"feature_extraction"``, ``"lp_ft"``, ``"partial"``, ``"gradual_unfreezing"``,
+        ``"fine_tuning"``, ``"lora"``, ``"bitfit"``, ``"l2_sp"``, ``"wise_ft"``, ``"lwf"``, ``"from_scratch"``, or an
+        object from :mod:`sktl.strategies`. Its parameters can be set and searched as ``strategy__<parameter>``.
     weights : "pretrained", path, state dict or None, default="pretrained"
-        Where the weights of a named backbone come from: its published weights, a ``.safetensors`` or ``.pth`` file,
-        or a random start.
+        Where the weights of a named backbone come from: those published for it, a ``.safetensors`` or ``.pth`` file, a
+        state dict, or a random start (None).
     data_config : dict, default=None
         Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
         ``crop_mode``).
     image_size : int or (int, int), default=None
         Height and width in pixels to which images are brought; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
-        Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened; with
-        ``channels="first"`` (channels, height, width). Without it such a row is read as a strip of grey.
+        Shape of the images in the rows of a 2-D X, which are flattened: (height, width), (height, width, channels) or,
+        with ``channels="first"``, (channels, height, width). If None, such a row is read as a strip of grey pixels.
     channels : {"first", "last"}, default=None
-        Layout of arrays, where their shape does not tell.
+        Where the channels of image arrays are; needed only if their shape does not tell.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
     max_pixels : int, default=89_478_485
         Larger images are refused before any pixel is decoded. The default is Pillow's own.
     max_epochs : int, default=10
-        Passes over the training rows, for strategies that train the backbone.
+        Number of passes over the training rows, for strategies that train the backbone.
     learning_rate : float or "auto", default=None
-        Highest learning rate of the head, where the backbone is trained and in ``partial_fit``; None takes the
-        strategy's own, or three tenths of it for texts. The strategy derives the backbone's from it. "auto" finds one
-        by a test of up to 60 training steps before the first epoch, on a copy of the network.
+        Highest learning rate of the head while the backbone is trained, and its constant learning rate in
+        ``partial_fit``. None takes the strategy's own, or three tenths of it for texts; "auto" finds one in a test of
+        up to 60 training steps before the first epoch, on a copy of the network. The strategy derives the learning rate
+        of the backbone from that of the head.
     batch_size : int, default=32
-        Rows per training step, where the backbone is trained and in ``partial_fit``.
+        Rows per training step while the backbone is trained, and in ``partial_fit``.
     weight_decay : float, default=0.01
-        Decoupled weight decay of matrices and kernels (AdamW); biases and normalisation layers have none.
+        Decoupled weight decay (AdamW) of matrices and convolution kernels; biases and normalisation layers have none.
     head : {"linear", "mlp"}, nn.Module or regressor, default="linear"
         What turns embeddings into numbers: a linear layer, which is solved for where a strategy fits the head first; a
         small network with one hidden layer; a module of your own, which maps embeddings of shape (n, width) to (n,
         n_targets), is copied, and trained as a whole; or, with ``strategy="feature_extraction"``, any regressor of
-        scikit-learn. All of them learn standardised targets. A small network or a module that
-        is fitted alone, before the backbone is trained or instead of that, learns by a fixed rule (AdamW on 32 rows a
-        step, at a rate that falls from 0.001 to 0), whatever ``learning_rate``, ``batch_size`` and ``max_epochs`` say.
+        scikit-learn. All of them learn standardised targets.
+        If a small network or a module is fitted on its own, before the backbone is trained or instead of that, its
+        training follows a fixed recipe (AdamW, 32 rows per step, a learning rate that falls from 0.001 to 0), whatever
+        ``learning_rate``, ``batch_size`` and ``max_epochs`` say.
     dropout : float, default=0.0
-        Share of the embedding's values that the head does not see in a step of training. It says nothing where the
-        head is solved for.
+        Share of the embedding's values that is hidden from the head in each training step. It has no effect on a head
+        that is solved for.
     drop_path : float, default=0.0
-        Stochastic depth: how often a step of training leaves out the last block of the backbone for an image; earlier
-        blocks less often, frozen ones never, so that it says nothing where the layers that are trained hold no block.
-        For architectures of timm's that have it, and strategies that train the backbone.
+        Stochastic depth: the probability that a training step skips the last block of the backbone for an image.
+        Earlier blocks are skipped less often and frozen ones never, so it has no effect where no block is trained. For
+        timm architectures that support it, and strategies that train the backbone.
     early_stopping : "auto" or bool, default="auto"
-        Whether to hold out rows, to stop when their loss no longer improves, and to go back to the best weights;
-        "auto" does so from 10,000 rows on. Given ``X_val``, nothing is held out. Strategies that keep the backbone have
-        no epochs to stop: they use all rows.
+        Whether to hold out rows, stop when their loss no longer improves, and go back to the best weights. "auto" does
+        so with 10,000 rows or more. If ``X_val`` is given, its rows are used for that unless ``early_stopping=False``,
+        and none are held out. Strategies that keep the backbone have no epochs to stop: they use all rows.
     validation_fraction : float, default=0.1
         Share of the rows that early stopping holds out.
     n_iter_no_change : int, default=5
-        Epochs without improvement after which early stopping ends training.
+        Number of epochs without improvement after which early stopping ends training.
     tol : float, default=1e-4
-        An improvement of the validation loss that is smaller counts as none.
+        A decrease of the validation loss counts as an improvement only if it is larger than this.
     warm_start : bool, default=False
-        True lets ``fit`` go on from the network and the head of the last call, for ``max_epochs`` more epochs, instead
-        of from ``backbone``; y must have as many targets then, and their scale stays. After a fit with a regressor of
-        scikit-learn as ``head``, which trains no network, it begins anew. Also keeps the optimizer's state between
-        calls of ``partial_fit`` in pickles.
+        If True, ``fit`` continues from the network and the head of the last call, for ``max_epochs`` more epochs,
+        instead of starting from ``backbone``; y must then have as many targets, and their scale stays. After a fit with
+        a regressor of scikit-learn as ``head``, which trains no network, it starts anew. Pickles also keep the
+        optimizer's state between calls of ``partial_fit`` then.
     random_state : int, RandomState instance or None, default=None
-        Decides what is held out, the order of rows, and all that is random in training.
+        Controls which rows are held out, the order of the rows, and everything else that is random in training.
     device : str or torch.device, default="auto"
         Where the network runs; "auto" takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of embeddings and predictions; for that of training see ``amp``. "auto" takes bfloat16 where the
         hardware has it.
     memory : path-like, URL, joblib.Memory or store, default=None
-        A folder in which embeddings of the frozen backbone are kept, shared by processes and sessions; with a bound
-        on its size as ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store
-        that many machines share.
+        Where embeddings of the frozen backbone are kept for other processes and sessions: a folder, or a URL
+        (``"s3://bucket/prefix"``) that many machines share. ``sktl.embedding.DiskStore(folder, max_bytes=...)`` is a
+        folder of bounded size.
     cache_bytes : int, default=512 MiB
-        Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
-        own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+        Upper bound on the size of the embeddings kept in this process. All estimators share this store; each one
+        shrinks it to its own bound when it embeds, least recently used embeddings first. 0 does without the store.
     augment : {"light", "randaug"}, str, callable or None, default=None
-        Random variants of the training images. "light" crops and mirrors, "randaug" goes on with RandAugment; another
-        string is one of timm's (such as ``"rand-m9-mstd0.5-inc1"``, ``"3a"``, ``"augmix-m3-w3"``). A callable takes
-        pixels (uint8, of shape (height, width, 3) and the network's input size) and a
+        Random variants of the training images. "light" crops and mirrors, "randaug" applies RandAugment on top; any
+        other string is one of timm's (such as ``"rand-m9-mstd0.5-inc1"``, ``"3a"``, ``"augmix-m3-w3"``). A callable
+        takes pixels (uint8, of shape (height, width, 3) and the network's input size) and a
         :class:`numpy.random.Generator`, and returns pixels of that shape.
     augment_copies : int, default=None
-        So many variants are made of each image, and used in turn; None makes new ones in each epoch. With a number,
-        frozen layers still run only once per variant. Strategies that keep the backbone fit the head on the images and
-        this number of variants of each, 4 if it is None.
+        Number of variants made of each image, which the epochs use in turn; None makes new ones in each epoch. With a
+        number, frozen layers run only once per variant. Strategies that keep the backbone fit the head on the images
+        and this number of variants of each, 4 if it is None.
     mixup, cutmix : float, default=0.0
-        Above 0, each image is mixed with another one, by adding them up or by patching, in shares from a beta
-        distribution with this parameter. For strategies that train the backbone, as all that follows.
+        If above 0, each image is mixed with another one, blended (mixup) or with a patch of it (cutmix), in proportions
+        drawn from a beta distribution with this parameter. Like all parameters from here to ``checkpoint``, for
+        strategies that train the backbone.
     ema_decay : float, default=None
-        The result is a moving average of the weights, of which a step leaves this share; 0.99 to 0.9999.
+        If given, the result is an exponential moving average of the weights, of which each step keeps this share:
+        usually 0.99 to 0.9999.
     amp : bool or "auto", default="auto"
         Whether training computes in bfloat16, with weights in float32. "auto" does so where the hardware multiplies
-        bfloat16 natively and the network gains by it, unless ``dtype="float32"``; ``history_`` says which it was
+        bfloat16 natively and the network gains by it, unless ``dtype="float32"``; ``history_`` records the choice
         (``"precision"``). ``partial_fit`` computes in float32.
     gradient_accumulation : int, default=1
-        Into how many parts a training step's rows are split, whose gradients are added up: less memory, the same step
-        but for rounding, the random numbers of dropout, and batch normalisation that follows the data, which sees the
-        parts alone. Where memory runs out, the number is doubled by itself.
+        Number of parts into which the rows of a training step are split; their gradients are added up. That saves
+        memory and gives the same step, except for rounding, the random numbers of dropout, and batch normalisation that
+        follows the data, which sees the parts one by one. If memory runs out, the number is doubled automatically.
     checkpoint : path-like, default=None
-        A folder in which the state of training is kept after each epoch. A fit that was cut off, whatever by, goes on
-        from there when it is called again with the same data and parameters, and ends with the weights of a fit that
-        never stopped. Needs an integer as ``random_state``.
+        A folder in which the state of training is kept after each epoch. A fit that was interrupted continues from
+        there when it is called again with the same data and parameters, and ends with the same weights as an
+        uninterrupted one. Needs an integer as ``random_state``.
     callbacks : list of skorch callbacks, default=None
-        Run in the training loop. In ``on_epoch_end`` losses and score of the epoch are in ``net.history``; in
-        ``on_train_end`` ``net.module_`` has the weights that training gives, be it the average or the best ones, which
-        the strategy may still change (as ``"wise_ft"`` does).
+        Run in the training loop. In ``fit``, an ``LRScheduler`` takes the place of the usual schedule (the learning
+        rate rises in the first tenth of the steps, then falls along half a cosine). In ``on_epoch_end``, losses and
+        score of the epoch are in ``net.history``. In ``on_train_end``, ``net.module_`` has the weights that training
+        gives, averaged or best ones included; the strategy may still change them, as ``"wise_ft"`` does.
     net_params : dict, default=None
-        Parameters handed to the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
-        ``{"criterion": torch.nn.HuberLoss}`` for another loss of the network's training. What the estimator has a
+        Parameters for the skorch net, such as ``{"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9}``, or
+        ``{"criterion": torch.nn.HuberLoss}`` for another loss while the network is trained. What the estimator has a
         parameter for, such as the learning rate, is refused there.
     persist : {"embed", "embed_all", "reference"}, default="embed"
-        What a pickle or a file of the fitted estimator holds of the network: all the weights that ``predict`` needs;
-        besides, the classifier that the network was published with, for ``predict_original``; or the name and the
-        SHA-256 of the public weights that it started from, and what training changed of them. What is not stored has
-        to be found, or fetched, where it is loaded and asked for. An original classifier that was trained along, or
-        whose network has no name, is always stored.
+        What a pickle or a file of the fitted estimator holds of the network. "embed": all weights that ``predict``
+        needs. "embed_all": also the classifier that the network was published with, for ``predict_original``.
+        "reference": the name and the SHA-256 of the public weights that it started from, and what training changed of
+        them. What is not stored has to be found or downloaded where the estimator is loaded and asked for it. An
+        original classifier that was trained along, or whose network has no name, is always stored.
     verbose : int, default=0
-        From 1 on, training prints a line per epoch.
+        If 1 or more, training prints a line per epoch.
 
     Attributes
     ----------
     target_mean_, target_scale_ : ndarray of float64, shape (n_targets,)
-        Mean and standard deviation of y, the latter 1 where y is constant: the network's output times
-        ``target_scale_`` plus ``target_mean_`` is the prediction.
+        Mean and standard deviation of y, the latter 1 where y is constant: the network's output times ``target_scale_``
+        plus ``target_mean_`` is the prediction.
     head_ : estimator
-        The fitted head, where it is a regressor of scikit-learn; on standardised targets.
+        The fitted head, if it is a regressor of scikit-learn; it works on standardised targets.
     strategy_ : Strategy
         The strategy object that was used.
     backbone_ : Backbone
@@ -162,30 +168,30 @@ class FineTuneRegressor(RegressorMixin, Heads):
         One entry per phase or epoch: losses (of the standardised targets), the head's learning rate at its beginning,
         seconds.
     learning_rate_ : float
-        What ``learning_rate="auto"`` has found.
+        The learning rate that ``learning_rate="auto"`` found.
     lr_curve_ : dict of str to list of float
-        The test that it was found by: "learning_rate", "loss" and "smoothed_loss" of each step.
+        The test that found it: "learning_rate", "loss" and "smoothed_loss" of each step.
     trainable_parameters_ : int
-        How many numbers were trained; those of layers that came into training late count too.
+        How many numbers were trained, those of layers that came into training late included.
     fit_seconds_ : float
         Wall-clock time of ``fit``.
     images_per_second_ : float
-        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``;
-        epochs that a checkpoint brought do not count.
+        Training rows, times the passes over them (the head's phase and each epoch count as one), per second of ``fit``.
+        Epochs that were found in a checkpoint do not count.
     peak_memory_ : float
-        Bytes that ``fit`` took at its peak beyond what was taken before: on a CUDA device what torch allocated there,
-        else resident memory of the process; NaN where the system does not tell.
+        Bytes that ``fit`` took at its peak beyond what was taken before: on a CUDA device those that torch allocated
+        there, else resident memory of the process; NaN where the system does not tell.
     training_data_ : dict
-        What it was fitted on: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
+        What ``fit`` was given: ``n_rows``, the number of distinct rows with a weight, and ``sha256`` of their contents,
         targets and weights, whatever their order. Not set by ``partial_fit``.
     validation_indices_ : ndarray of int or None
         Rows of X that early stopping held out.
     input_kind_ : {"images", "texts", "numbers"}
         What X held in ``fit``.
     n_features_in_ : int
-        Number of columns of X, where it had columns.
+        Number of columns of X, if it had columns.
     feature_names_in_ : ndarray of str
-        Names of the columns of X, where it was a frame.
+        Names of the columns of X, if it was a frame.
 
     See Also
     --------
@@ -215,7 +221,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
     __init__ = named(Heads.__init__, "FineTuneRegressor.__init__")
 
     def _check_y(self, y) -> np.ndarray:
-        return _check_y(y, multi_output=True, y_numeric=True, estimator=self)
+        y = _check_y(y, multi_output=True, y_numeric=True, estimator=self)
+        return y.toarray() if issparse(y) else y
 
     def _learn_targets(self, y, weight, goes_on) -> Targets:
         self._is_one_column = y.ndim == 1
@@ -279,7 +286,7 @@ class FineTuneRegressor(RegressorMixin, Heads):
         X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
             Rows in the form of the first call; the scale of numbers is learnt in that call.
         y : array-like of shape (n,) or (n, n_targets)
-            Numbers; their mean and scale are learnt in the first call.
+            Numbers; their mean and scale are learnt in the first call, which should thus bring more than a few rows.
         sample_weight : array-like of shape (n,), default=None
             How much each row counts beside the others of the call; rows of weight 0 are left out.
 
@@ -297,8 +304,8 @@ class FineTuneRegressor(RegressorMixin, Heads):
 
         Notes
         -----
-        The learning rate is constant, and the optimizer's state is kept between calls. A new head is trained by steps
-        too, never solved for; strategies that keep the backbone take these steps on embeddings from the store.
+        The learning rate is constant, and the optimizer's state is kept between calls. A new head is never solved for,
+        but trained by steps too; if the strategy keeps the backbone, they are taken on embeddings from the store.
 
         A call that fails leaves the estimator as it was, but for the optimizer's state: the next one begins without.
         """

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from skorch.callbacks import ProgressBar as NetProgressBar
-from small_models import difference, make_model, three_digits
+from small_models import changed, difference, make_model, three_digits
 
 from sktl import PretrainedFeatureTransformer
 
@@ -97,6 +97,15 @@ def test_a_callback_may_stop_training(few):
     assert model.predict(few[0]).shape == few[1].shape
 
 
+@pytest.mark.parametrize("strategy", ["lp_ft", "wise_ft", "lora"])
+def test_a_callback_may_stop_after_the_head(few, strategy):
+    recorder = Recorder(stop_after=1)
+    model = make_model(strategy, max_epochs=5).set_callbacks(recorder).fit(*few)
+    assert [entry["phase"] for entry in model.history_] == ["head"]
+    np.testing.assert_array_equal(model.predict_proba(few[0]), recorder.proba[0])
+    assert changed(model) == set()
+
+
 def test_the_epoch_that_a_callback_stops_at_counts_for_early_stopping(few):
     X, y = few
     recorder = Recorder(stop_after=4)
@@ -169,6 +178,19 @@ def test_early_stopping_of_skorch_ends_training_in_good_order(few):
     assert recorder.calls.count("begin epoch") == recorder.calls.count("end epoch") == len(losses)
     proba = model.predict_proba(X[30:])
     assert -np.log(proba[np.arange(15), (y[30:] + 1) % 3]).mean() == pytest.approx(min(losses), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_schedule_of_skorch_takes_the_place_of_the_own_one(few, name):
+    schedule = LRScheduler("StepLR", step_size=1, gamma=0.1)
+    callbacks = [schedule if name is None else (name, schedule)]
+    model = make_model(callbacks=callbacks, max_epochs=3, learning_rate=0.01, batch_size=9).fit(*few)
+    assert [epoch["lr"] for epoch in model.history_] == pytest.approx([0.01, 0.001, 0.0001])
+
+
+def test_no_schedule_leaves_the_rate_as_it_is(few):
+    model = make_model(net_params={"callbacks__schedule": None}, max_epochs=3, learning_rate=0.01).fit(*few)
+    assert [epoch["lr"] for epoch in model.history_] == [0.01] * 3
 
 
 class AtTheEnd(Callback):

@@ -247,6 +247,16 @@ def test_rows_without_weight_are_not_read(image_paths):
     assert set(model.classes_) == set(y)
 
 
+@pytest.mark.parametrize("image_shape", [(8, 8), None])
+def test_rows_without_weight_have_no_say_in_the_scale_of_pixels(few, image_shape):
+    X, y = few
+    bright = np.vstack([X, np.full((1, X.shape[1]), 1000.0)])
+    weighted = make_model("feature_extraction", image_shape=image_shape)
+    weighted.fit(bright, np.append(y, 0), sample_weight=np.append(np.ones(len(y)), 0.0))
+    alone = make_model("feature_extraction", image_shape=image_shape).fit(X, y)
+    np.testing.assert_array_equal(weighted.predict_proba(X), alone.predict_proba(X))
+
+
 # scikit-learn's conventions -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
@@ -51,6 +52,7 @@ def test_predictions_have_the_shape_of_y(few, strategy):
     assert model.fit(X, y[:, None]).predict(X).shape == (45, 1)
     assert model.fit(X, several).predict(X).shape == (45, 3)
     assert model.fit(X, pd.DataFrame(several)).predict(X[:4]).shape == (4, 3)
+    assert model.fit(X, csr_array(several)).predict(X[:4]).shape == (4, 3)
     assert np.isfinite(model.score(X, several))
 
 

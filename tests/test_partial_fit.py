@@ -6,6 +6,7 @@ import pickletools
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import LRScheduler
 from small_models import difference, make_model, make_regressor, three_digits
 
 from sktl.embedding import default_store
@@ -248,10 +249,12 @@ def test_what_cannot_be_passed_is_said(few):
     for yes in (True, np.True_):
         with pytest.raises(ValueError, match="early_stopping should be False with partial_fit"):
             make_model(early_stopping=yes).partial_fit(*few, classes=CLASSES)
-    with pytest.raises(ValueError, match="needs at least 2 classes in classes, got 1 class instead"):
+    with pytest.raises(ValueError, match=r"needs at least 2 classes in classes, got 1 class instead: 0\."):
         make_model().partial_fit(few[0], np.zeros(45, int), classes=[0])
     with pytest.raises(StrategyError, match=r"LearningWithoutForgetting cannot be trained by partial_fit: .* Use fit"):
         make_model("lwf").partial_fit(*few, classes=CLASSES)
+    with pytest.raises(ValueError, match="callbacks should hold no LRScheduler with partial_fit"):
+        make_model(callbacks=[LRScheduler("StepLR", step_size=1)]).partial_fit(*few, classes=CLASSES)
     with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):
         make_model(class_weight="balanced").partial_fit(*few, classes=CLASSES)
 
@@ -263,6 +266,18 @@ def test_heavy_class_is_favoured(few):
     heavy = make_model("feature_extraction", class_weight={0: 1, 1: 1, 2: 50}, **options)
     passes(heavy, X, y, 3, classes=CLASSES)
     assert heavy.predict_proba(X)[:, 2].mean() > plain.predict_proba(X)[:, 2].mean() + 0.05
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "fine_tuning"])
+def test_heavy_class_is_favoured_where_it_comes_by_itself(few, strategy):
+    X, y = few
+    share = {}
+    for weight in (1.0, 0.1):
+        model = make_model(strategy, learning_rate=0.03, class_weight={0: weight, 1: weight, 2: 1.0})
+        for label in 6 * CLASSES:
+            model.partial_fit(X[y == label], y[y == label], classes=CLASSES)
+        share[weight] = model.predict_proba(X)[:, 2].mean()
+    assert share[0.1] > share[1.0] + 0.05
 
 
 # warm_start -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def open_checkpoint(estimator, backbone: Backbone, data: FitData, seed: int) -> 
     data : FitData
         All rows that it is given.
     seed : int
-        What ``random_state`` became.
+        Drawn from ``random_state``.
     """
     if estimator.checkpoint is None:
         return None

@@ -51,7 +51,7 @@ class ClassTargets:
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes in {source}, got 1 class instead: "
-                f"{self.classes_[0]!r}."
+                f"{self.classes_.tolist()[0]!r}."
             )
 
     def _weighted_targets(self, y, weight) -> Targets:

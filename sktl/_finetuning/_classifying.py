@@ -175,6 +175,6 @@ def _of_labels(proba: np.ndarray | list[np.ndarray], model: BaseEstimator) -> np
 
 
 def _probability(logits: np.ndarray) -> np.ndarray:
-    """Return the logistic function, and where float32 has no number between it and 0 or 1, the one next to that."""
+    """Return the logistic function; what float32 would round to 0 or 1 becomes the number next to these."""
     proba = expit(logits).astype(np.float32)
     return np.clip(proba, np.finfo(np.float32).tiny, np.nextafter(np.float32(1), np.float32(0)))

@@ -16,7 +16,7 @@ from sktl._finetuning._checkpoints import open_checkpoint
 from sktl._finetuning._company import warned_of_company
 from sktl._finetuning._going_on import check_same_network, settings_of_network
 from sktl._finetuning._holding_out import groups_of_merged
-from sktl._finetuning._passes import PassByPass, plain_entry
+from sktl._finetuning._passes import PassByPass
 from sktl._finetuning._rows import FitData
 from sktl._fit_tasks import FitTasks
 from sktl._undo import as_before_on_failure
@@ -36,6 +36,7 @@ from sktl.training import (
     find_learning_rate,
     make_net,
     merge_duplicates,
+    plain_history,
     train,
     trained_backbone,
 )
@@ -112,8 +113,7 @@ class FineTuner(PassByPass):
                     self.validation_indices_ = None if held_out is None else counting[np.isin(merged, held_out)]
                 targets, validation = self._scale_targets(targets, validation, goes_on)
                 data = FitData(rows, targets, validation, self._open_original_rows(backbone))
-                self._end_passes()
-                self._forget_learning_rate()
+                self._forget("_passes", "_passes_state", "_settings_of_passes", "learning_rate_", "lr_curve_")
                 checkpoint = open_checkpoint(self, backbone, data, seed)
                 self._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             self.fit_seconds_ = time.perf_counter() - started
@@ -154,17 +154,16 @@ class FineTuner(PassByPass):
             rows_per_class = None if goes_on else len(data.targets) / n_classes
             facts = {"embeddings": embeddings, "draw_original": draw_original, "rows_per_class": rows_per_class}
             self._begin_training(network, backbone, goes_on=goes_on, **facts)
-        if self.strategy_.fits_head_first:
-            tasks.end(lambda: self._as_if_done(network, backbone))
-        if self.strategy_.trains_backbone:
+        stops = self.strategy_.fits_head_first and tasks.end(lambda: self._as_if_done(network, backbone))
+        if self.strategy_.trains_backbone and not stops:
             self._train(network, data, backbone, views, seed, tasks, checkpoint)
+        else:
+            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
         self.trainable_parameters_ = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        self.backbone_ = backbone
         if self.strategy_.trains_backbone:
             self.strategy_.finish(network)
             self.backbone_ = trained_backbone(backbone, network)
-        else:
-            self.net_ = self._make_net(network, torch.device("cpu")).initialize()
-            self.backbone_ = backbone
         self._keep_original_head(backbone, network.original_head)
 
     def _fit_head(self, network, data: FitData, backbone, views, seed: int, *, solve: bool) -> np.ndarray | None:
@@ -190,11 +189,6 @@ class FineTuner(PassByPass):
         n_times = 1 + views.n_kept
         repeated = data.targets.take(np.tile(np.arange(len(data.targets)), n_times))
         return np.concatenate([embeddings, of_variants]), replace(repeated, weight=repeated.weight / n_times)
-
-    def _forget_learning_rate(self) -> None:
-        """Let go of what the test of an earlier fit has found."""
-        for name in ("learning_rate_", "lr_curve_"):
-            self.__dict__.pop(name, None)
 
     def _find_learning_rate(self, network, data, seed: int, precision: torch.dtype | None) -> None:
         """Find the learning rate by a test, if that is wanted, in the precision of training."""
@@ -225,4 +219,6 @@ class FineTuner(PassByPass):
             extra.append(("early_stopping", StopEarly(self.n_iter_no_change, self.tol)))
         with warned_of_company(device):
             train(self.net_, learnt, valid, seed, extra, checkpoint)
-        self.history_ += [plain_entry(epoch) for epoch in self.net_.history]
+        for epoch in plain_history(self.net_):
+            first_batch = epoch.pop("batches")[0]
+            self.history_.append({"phase": "network", **epoch, "lr": first_batch["lr"]})

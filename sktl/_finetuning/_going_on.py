@@ -26,21 +26,21 @@ _NOT_OF_PASSES = {
 
 
 def settings_of_network(estimator: BaseEstimator) -> dict[str, str]:
-    """Return fingerprints of the parameters that say what the network is: a file shall not tell where things were."""
+    """Return hashes of the parameters that say what the network is: pickles hold them, and shall reveal no paths."""
     described = {name: _describe_network(getattr(estimator, name)) for name in sorted(_OF_THE_NETWORK)}
     described["weights"] = _describe_weights(estimator.weights)
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in described.items()}
 
 
 def _describe_network(value: Any) -> str:
-    """Describe what holds weights by these: where a fitted estimator keeps its embeddings, say, is no part of them."""
+    """Describe networks by their weights, and fitted estimators by those of their backbone alone."""
     if isinstance(value, ImageEstimator):
         return value._as_backbone().fingerprint
     return fingerprint(value) if isinstance(value, nn.Module) else describe(value)
 
 
 def _describe_weights(weights: Any) -> str:
-    """Describe weights by their name or their values: their file may lie elsewhere meanwhile, or nowhere any more."""
+    """Describe weights by the name of their file or by their values: the file may have moved, or be gone."""
     if isinstance(weights, str | os.PathLike):
         return os.path.basename(weights)
     return describe(dict(sorted(weights.items())) if isinstance(weights, Mapping) else weights)

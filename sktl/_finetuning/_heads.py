@@ -25,9 +25,9 @@ class Heads(FineTuner):
     def _check_model(self, model: BaseEstimator) -> None:
         """Refuse a model of scikit-learn that learns something else."""
 
+    @abstractmethod
     def _model_targets(self, targets: Targets) -> np.ndarray:
         """Return what a model of scikit-learn is fitted to."""
-        return targets.values
 
     def _solve_head(self, head: nn.Module, embeddings: np.ndarray, targets: Targets, seed: int) -> float:
         if type(head) is nn.Linear and head.bias is not None:
@@ -37,12 +37,11 @@ class Heads(FineTuner):
         return train_head(head, embeddings, targets, criterion, **settings)
 
     def _fit_network(self, data, backbone, goes_on, seed, tasks, checkpoint) -> None:
-        self.__dict__.pop("head_", None)
+        self._forget("head_")
         if not self._has_model_as_head():
             super()._fit_network(data, backbone, goes_on, seed, tasks, checkpoint)
             return
-        for attribute in ("net_", "_net"):
-            self.__dict__.pop(attribute, None)
+        self._forget("net_", "_net")
         started = time.perf_counter()
         tasks.begin("head")
         embeddings = self._embed(data.rows, backbone.view)

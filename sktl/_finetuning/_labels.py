@@ -1,4 +1,4 @@
-"""What y and groups say of each row: something, and one thing."""
+"""Checks that y and groups have a value for each row, and only one."""
 
 from collections.abc import Set
 from typing import Any

@@ -34,13 +34,12 @@ class FittedNetwork(EmbeddingMixin, OriginalTask, PlainState, ABC):
         """Return the parameters of the loss, without its reduction."""
         return {}
 
-    def _new_head(self, width: int, seed: int) -> nn.Module:
-        """Return a head that knows nothing yet."""
-        return make_head(self.head, width, self._n_outputs(), seed)
-
     def _build_network(self, backbone: Backbone, seed: int, *, goes_on: bool):
         """Return a network prepared by the strategy, with a new head, or a copy of the fitted one where it goes on."""
-        head = copy.deepcopy(self.net_.module_.head) if goes_on else self._new_head(backbone.width, seed)
+        if goes_on:
+            head = copy.deepcopy(self.net_.module_.head)
+        else:
+            head = make_head(self.head, backbone.width, self._n_outputs(), seed)
         settings = {"goes_on": goes_on, "dropout": self.dropout, "drop_path": self.drop_path}
         network = build_network(backbone, head, self.strategy_, seed, **settings)
         if self.strategy_.trains_backbone:

@@ -76,7 +76,8 @@ class OriginalTask(TrainingParameters):
     def _fit_original_head(self, rows, y: np.ndarray, backbone: Backbone) -> Backbone:
         classes, columns = np.unique(y, return_inverse=True)
         if len(classes) < 2:
-            raise StrategyError(f"The y of JointTraining holds one class, {classes[0]!r}; at least 2 are needed.")
+            (only,) = classes.tolist()
+            raise StrategyError(f"The y of JointTraining holds one class, {only!r}; at least 2 are needed.")
         head = nn.utils.skip_init(nn.Linear, backbone.width, len(classes))  # draws no random numbers
         fit_linear_head(head, self._embed(rows, backbone.view), _plain_targets(columns), self.strategy_.C)
         return backbone.with_original_head(OriginalHead.from_module(head, classes))
@@ -200,7 +201,7 @@ class OriginalTask(TrainingParameters):
     def _as_backbone(self) -> Backbone:
         """Return the fine-tuned backbone; a classifier's own head is the original head of the next task.
 
-        A head of labels that go together is none: what is said of an old task is one of its classes.
+        A multilabel head is dropped: an original head gives one class per row.
         """
         backbone = super()._as_backbone()
         if not hasattr(self, "classes_") or not hasattr(self, "net_") or self._is_multilabel:

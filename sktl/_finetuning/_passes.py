@@ -21,7 +21,7 @@ from sktl._finetuning._rows import TrainingRows
 from sktl.backbones import Backbone
 from sktl.embedding import resolve_device
 from sktl.exceptions import StrategyError
-from sktl.strategies import resolve_strategy
+from sktl.strategies import Start, resolve_strategy
 from sktl.training import (
     EmbeddingRows,
     Network,
@@ -31,7 +31,7 @@ from sktl.training import (
     head_alone,
     merge_duplicates,
     restore_network,
-    start_of_training,
+    sets_rates,
 )
 
 
@@ -56,6 +56,8 @@ class PassByPass(TrainingRows):
             raise ValueError("learning_rate should not be 'auto' with partial_fit")
         if self.ema_decay is not None:
             raise ValueError("ema_decay should be None with partial_fit")
+        if any(map(sets_rates, self.callbacks or ())):
+            raise ValueError("callbacks should hold no LRScheduler with partial_fit, whose learning rate is constant")
         if first:
             self._begin()
         else:
@@ -67,7 +69,7 @@ class PassByPass(TrainingRows):
             if getattr(self, "_passes", None) is None:
                 self._passes = self._begin_passes(first)
                 self._settings_of_passes = settings_of_passes(self)
-            self.__dict__.pop("training_data_", None)  # it was of one fit
+            self._forget("training_data_")  # it was of one fit
             self._check_steps(self._passes.network, self.backbone_, len(targets))
             self.history_ = [*self.history_, self._passes.run(self._data_of_pass(rows, targets))]
         self._take_over()
@@ -133,18 +135,24 @@ class PassByPass(TrainingRows):
         return Passes(net, **state)
 
     def _begin_training(self, network: Network, backbone: Backbone, *, goes_on: bool, **facts: Any) -> None:
-        """Let the strategy take down what it refers to; see :func:`~sktl.training.start_of_training`."""
+        """Let the strategy take down what it refers to; ``facts`` are further attributes of its ``Start``."""
+        if self.strategy_.needs_initial_weights:
+            facts["initial_weights"] = dict(backbone.module.named_parameters())
         if self.strategy_.needs_pretrained_weights:
-            pretrained, self._settings_of_network = find_pretrained(self, None if goes_on else backbone)
-            facts["pretrained"] = pretrained
-        self.strategy_.on_train_begin(network, start_of_training(self.strategy_, backbone, **facts))
+            found = find_pretrained(self, None if goes_on else backbone)
+            facts["pretrained_weights"], self._settings_of_network = found
+        self.strategy_.on_train_begin(network, Start(**facts))
 
     def _data_of_pass(self, rows, targets: Targets) -> TrainingData:
+        # Without class weights: where a call brings one class alone, their mean would cancel that of the class.
+        mean_weight = targets.weight.mean()
         if self.strategy_.trains_backbone:
-            return self._training_data(rows, targets, self.backbone_, self._views(self.backbone_, self._passes.seed))
+            views = self._views(self.backbone_, self._passes.seed)
+            return self._training_data(rows, targets, self.backbone_, views, mean_weight)
         if self.augment is not None:
             raise ValueError("augment should be None with partial_fit and a strategy that keeps the backbone")
-        return TrainingData(EmbeddingRows(self._embed(rows, self.backbone_.view)), targets, None)
+        embeddings = EmbeddingRows(self._embed(rows, self.backbone_.view))
+        return TrainingData(embeddings, targets, None, mean_weight=mean_weight)
 
     def _take_over(self) -> None:
         """Predict from now on with a copy of the network in training, as it would be if training ended here."""
@@ -156,7 +164,7 @@ class PassByPass(TrainingRows):
         self._passes.usable = True
 
     def _state_of_passes(self, passes: Passes) -> dict[str, Any]:
-        """Return how passes go on from the network that predicts; after one that failed only their number counts."""
+        """Return the state in which passes continue from the network that predicts; after a failure, their number."""
         if not passes.usable:
             return passes.state()
         kept = self.strategy_.keep(passes.network) if self.strategy_.trains_backbone else {}
@@ -172,21 +180,9 @@ class PassByPass(TrainingRows):
             state["_passes_state"] = self._state_of_passes(passes) if self.warm_start else passes.state()
         return state
 
-    def _end_passes(self) -> None:
-        """Let go of a network in training."""
-        for name in ("_passes", "_passes_state", "_settings_of_passes"):
-            self.__dict__.pop(name, None)
-
 
 def _without_what_it_took_down(strategy):
-    """Copy a strategy with what it learned, whose names end in an underscore, but not with what it needs in passes."""
+    """Copy a strategy with its parameters and fitted attributes, but not with what it recorded for training."""
     copied = clone(strategy)
     vars(copied).update({name: value for name, value in vars(strategy).items() if name.endswith("_")})
     return copied
-
-
-def plain_entry(epoch: dict[str, Any]) -> dict[str, Any]:
-    """Return one epoch of skorch's history as plain numbers, with the learning rate that it began with."""
-    values = {key: value for key, value in epoch.items() if key != "batches"}
-    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-    return {"phase": "network", **plain, "lr": epoch["batches"][0]["lr"]}

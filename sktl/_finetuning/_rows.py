@@ -115,9 +115,11 @@ class TrainingRows(FittedNetwork):
         sample_weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
         return y, sample_weight
 
-    def _training_data(self, rows, targets: Targets, backbone: Backbone, views: Views | None = None) -> TrainingData:
+    def _training_data(
+        self, rows, targets: Targets, backbone: Backbone, views: Views | None = None, mean_weight: float | None = None
+    ) -> TrainingData:
         preprocess = None if self.input_kind_ == "texts" else ImagePreprocessor(backbone.data_config)
-        data = TrainingData(rows, targets, preprocess, views)
+        data = TrainingData(rows, targets, preprocess, views, mean_weight)
         warn_of_truncation(rows, backbone.data_config)
         return data
 

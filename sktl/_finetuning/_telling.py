@@ -18,9 +18,9 @@ def told_of(rows: str, mark: str) -> Iterator[None]:
     Parameters
     ----------
     rows : str
-        What they are called outside.
+        What the user calls them.
     mark : str
-        A message that holds it says so already.
+        A message that contains it names them already, and is left as it is.
     """
     try:
         yield

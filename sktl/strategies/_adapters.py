@@ -27,9 +27,9 @@ class LoRA(SlowBackbone):
     starts at zero. After training the products are added to the weights, so that the network that predicts is as large
     and as fast as before. Needs the package peft (``pip install 'sktl[peft]'``).
 
-    ``partial_fit`` trains the same additions call by call. They go through a pickle with ``warm_start=True``, and
-    through changes of parameters that leave their shapes, but for rounding; else, and after a call that failed,
-    training goes on with new ones, on top of the weights as they are, and the optimizer knows nothing of them.
+    ``partial_fit`` trains the same additions call by call. Up to rounding, they survive a pickle with
+    ``warm_start=True``, and changes of parameters that keep their shapes. Otherwise, and after a call that failed,
+    training continues with new additions on top of the weights as they are, and the optimizer starts anew for them.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class LoRA(SlowBackbone):
         Share of a layer's inputs that its addition does not see in a training step.
     target_modules : {"all", "linear", "conv"} or list of str, default="all"
         Which layers have an addition: all linear layers and two-dimensional convolutions, those of one kind, or the
-        layers of these names (full, or from a dot on: ``"attn.qkv"``). Convolutions in groups have none: peft cannot
-        merge them. Nor have layers whose weight is used elsewhere too, or computed from others (spectral norm).
+        layers of these names (in full, or their last parts: ``"attn.qkv"``). Grouped convolutions have none, since peft
+        cannot merge them; nor have layers whose weight is used elsewhere too, or computed from others (spectral norm).
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.5
@@ -205,7 +205,7 @@ class BitFit(SlowBackbone):
 
     See Also
     --------
-    LoRA : Adds numbers to train.
+    LoRA : Trains numbers that it adds.
 
     References
     ----------

@@ -21,9 +21,9 @@ class L2SP(SlowBackbone):
     ``alpha / 2 * ||w - w0||**2`` over the backbone's parameters and ``beta / 2 * ||w||**2`` over the new head's to the
     loss. The estimator's ``weight_decay`` is not used.
 
-    The pretrained weights are those of the estimator's ``backbone``, where training goes on from an earlier call too
-    (``warm_start``, ``partial_fit``). No pickle or file holds them beside the trained ones: whoever goes on from one
-    must have them within reach, as the first call had.
+    The pretrained weights are those of the estimator's ``backbone``, also if training continues from an earlier call
+    (``warm_start``, ``partial_fit``). Pickles and files hold the trained weights only: to continue training from one,
+    the pretrained weights must be available as they were in the first call.
 
     Parameters
     ----------
@@ -93,23 +93,24 @@ class WiseFT(SlowBackbone):
     """Fit the head, fine-tune every weight, then take the weights between start and end.
 
     The weights of the result are ``(1 - alpha) * start + alpha * end``, where the start is the pretrained backbone with
-    its fitted head (the linear probe), and the end what fine-tuning made of it. In the paper's measurements that keeps
-    most of what fine-tuning gains on images like the training images, and gains on unlike ones.
+    its fitted head (the linear probe), and the end what fine-tuning made of it. In the paper's measurements this keeps
+    most of what fine-tuning gains on images like the training images, and improves on it for images unlike them.
 
-    With few rows the end is noise in good part, and with many it is not: ``alpha="auto"`` goes half of the way up to 20
-    training rows per class, and ``r / (r + 20)`` of it with r rows. One half is the paper's; the rule is sktl's, from
-    measurements on photographs. r counts different rows, without those that are held out; for numbers and for labels
-    of which several may hold it is the number of rows, since each speaks for every output.
+    With few rows, much of what fine-tuning changes is noise; with many, little is. So ``alpha="auto"`` goes half of the
+    way with up to 20 training rows per class, and ``r / (r + 20)`` of it with r rows per class. One half is the
+    paper's; the rule is sktl's, from measurements on photographs. Equal rows count once, and rows that are held out do
+    not count. In regression, and where a row may have several labels, r is the number of all rows, since each of them
+    says something about every output.
 
-    What is measured on validation rows after each epoch, and early stopping, know the network before it goes back.
+    Validation losses and early stopping refer to the network before it goes back.
 
     Parameters
     ----------
     alpha : float or "auto", default="auto"
-        How far to go from the start (0: feature extraction) to the end (1: ``"lp_ft"``). "auto" is 0.5 up
-        to 20 rows per class, 0.75 at 60 and 0.91 at 200; and 1 where training goes on from an earlier fit
-        (``warm_start``) or from call to call (``partial_fit``): what was learnt before is not to be taken back.
-        ``partial_fit`` refuses other numbers than 1.
+        How far to go from the start (0: feature extraction) to the end (1: ``"lp_ft"``). "auto" is 0.5 up to 20 rows
+        per class, 0.75 at 60 and 0.91 at 200; and 1 if training continues from an earlier fit (``warm_start``) or call
+        by call (``partial_fit``), so that nothing learnt before is taken back. ``partial_fit`` refuses numbers other
+        than 1.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3
@@ -118,7 +119,7 @@ class WiseFT(SlowBackbone):
     Attributes
     ----------
     alpha_ : float
-        What was taken, in training and after it.
+        The value used.
 
     See Also
     --------
@@ -151,7 +152,7 @@ class WiseFT(SlowBackbone):
 
     @property
     def goes_back(self) -> bool:
-        """Whether it does so in any case; "auto" does not where training goes on."""
+        """Whether part of what was learnt is taken back in any case; "auto" does not do so if training continues."""
         return self.alpha not in ("auto", 1)
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:

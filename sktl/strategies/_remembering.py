@@ -13,7 +13,7 @@ from sktl.strategies.base import Batch, Start, TrainableNetwork
 
 
 class LearningWithoutForgetting(SlowBackbone):
-    """Train every weight on the new task, and hold what the old head says of the new images.
+    """Train every weight on the new task, and keep what the old head says about the new images.
 
     Before training, the scores that the pretrained network with its original classifier gives to the training images
     are recorded. The new head is fitted first, on the frozen backbone ("warm-up"); then backbone and both heads are
@@ -25,9 +25,9 @@ class LearningWithoutForgetting(SlowBackbone):
     Parameters
     ----------
     distillation_weight : float, default=1.0
-        Weight of the second term, the paper's lambda: more keeps more of the old task.
+        Weight of the second term, the paper's lambda: a larger one keeps more of the old task.
     temperature : float, default=2.0
-        Scores are divided by it before they become probabilities, so that small ones count.
+        Scores are divided by it before they become probabilities, so that small ones count too.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the new head's first fit.
     backbone_lr_scale : float, default=0.3
@@ -40,7 +40,8 @@ class LearningWithoutForgetting(SlowBackbone):
     Notes
     -----
     Needs a backbone that brings a classifier: a published network, a file of weights with a classifier in it, or a
-    fitted :class:`~sktl.FineTuneClassifier`. With ``augment=``, what was said of an image holds for all its variants.
+    fitted :class:`~sktl.FineTuneClassifier`. With ``augment=``, what was recorded for an image holds for all its
+    variants.
 
     References
     ----------
@@ -111,8 +112,8 @@ def distillation_loss(scores: torch.Tensor, recorded: torch.Tensor, temperature:
 class JointTraining(SlowBackbone):
     """Train every weight and both heads on the new task and, in the same steps, on images of the old one.
 
-    Each step takes as many old rows as new ones, drawn at random, so that neither task drowns the other. It is the
-    upper bound for what can be kept of the old task, for those who still have its images.
+    Each step takes as many old rows as new ones, drawn at random, so that neither task drowns the other. For those who
+    still have its images, this is the upper bound for what can be kept of the old task.
 
     Parameters
     ----------
@@ -134,9 +135,9 @@ class JointTraining(SlowBackbone):
 
     Notes
     -----
-    The old data is a parameter, so a pickle of the estimator holds it: paths take less room there than pixels. Columns
-    of pandas and polars come back as arrays, and whole frames do so from files without pickle.
-    ``augment=`` and ``mixup=`` of the estimator vary the new images alone.
+    The old data is a parameter, so pickles of the estimator hold it; paths take less room there than pixels. Columns of
+    pandas and polars come back as arrays; whole frames do so only from files without pickle. ``augment=`` and
+    ``mixup=`` of the estimator vary only the new images.
 
     References
     ----------

@@ -16,7 +16,7 @@ DECAY = {"layer_decay": [Interval(Real, 0, 1, closed="right"), None]}
 
 
 class SlowBackbone(Strategy):
-    """Train the backbone slower than the head, or at the same pace; deep layers slower still, where that is wanted."""
+    """Train the backbone more slowly than the head or at the same rate, and lower layers more slowly on request."""
 
     layer_decay: float | None = None
     backbone_lr_scale: float
@@ -33,8 +33,8 @@ class FineTuning(SlowBackbone):
     backbone_lr_scale : float, default=0.3
         The backbone's learning rate, as a fraction of the head's.
     layer_decay : float, default=None
-        Factor of the learning rate from one layer group of the backbone to the next below: 0.7, say, lets the general
-        first layers move less than the specific last ones. None gives all of them the same.
+        Factor of the learning rate from each layer group of the backbone to the next one below: 0.7, say, lets the
+        general first layers move less than the specific last ones. None gives all of them the same rate.
 
     See Also
     --------
@@ -115,8 +115,8 @@ class PartialFineTuning(SlowBackbone):
     backbone_lr_scale : float, default=0.3
         Learning rate of the trained layers, as a fraction of the head's.
     from_stage : str, default=None
-        Name of the first module that is trained, such as ``"layer4"`` or ``"blocks.10"``; all that lies between it and
-        the output is trained too. Given, ``n_groups`` says nothing.
+        Name of the first module that is trained, such as ``"layer4"`` or ``"blocks.10"``; everything between it and the
+        output is trained too, and ``n_groups`` is ignored.
 
     References
     ----------
@@ -182,17 +182,17 @@ class GradualUnfreezing(SlowBackbone):
     """Fit the head, then let the backbone's layer groups into training one after the other, from the top down.
 
     Group ``k`` from the top is frozen until epoch ``k * epochs_per_group`` (counted from 0), so that the general first
-    layers move last, and least: their learning rates are smaller too ("discriminative fine-tuning"). In place of the
-    paper's epochs with the head alone the head is solved to convergence on the embeddings, which costs less. Groups
-    whose turn does not come in ``max_epochs`` stay frozen.
+    layers move last, and least: their learning rates are smaller too ("discriminative fine-tuning"). The paper trains
+    the head alone for some epochs first; here it is fitted to convergence on the embeddings, which costs less. Groups
+    whose turn does not come within ``max_epochs`` stay frozen.
 
     Parameters
     ----------
     epochs_per_group : int, default=1
         Epochs from one group to the next below.
     layer_decay : float, default=1 / 2.6
-        Factor of the learning rate from one layer group to the next below; the default is the paper's. The group next
-        to the head has none.
+        Factor of the learning rate from each layer group to the next one below; the default is the paper's. It does not
+        apply to the group next to the head.
     C : float, default=10.0
         Inverse strength of the L2 penalty of the head's first fit.
     backbone_lr_scale : float, default=0.3
@@ -252,8 +252,8 @@ class GradualUnfreezing(SlowBackbone):
 class FromScratch(Strategy):
     """Train every weight from a random start: the control that shows what the pretrained weights are worth.
 
-    The backbone gives its architecture alone. Batch normalisation follows the data, since there are no statistics to
-    keep.
+    Only the architecture of the backbone is used. Batch normalisation follows the data, since there are no statistics
+    to keep.
 
     Examples
     --------

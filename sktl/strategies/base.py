@@ -73,14 +73,14 @@ class Start:
         The backbone's parameters as this training finds them, on the CPU, shared and read-only; None unless
         ``needs_initial_weights``.
     draw_original : callable or None
-        Takes a number of rows and draws so many of the old task at random, where the strategy brings them; returns
-        their images and class indices.
+        Takes a number and draws that many rows of the old task at random, if the strategy brings them; returns their
+        images and class indices.
     rows_per_class : float or None
-        Number of different training rows, over that of the classes where a row has one class; None where training goes
-        on from an earlier one, or rows come in parts.
+        Number of different training rows, divided by the number of classes if each row has one class. None if training
+        continues from an earlier call, or rows come in parts.
     pretrained_weights : dict of str to tensor, or None
-        The backbone's parameters as the estimator's ``backbone`` and ``weights`` give them, which training that goes on
-        does not begin from; None unless ``needs_pretrained_weights``.
+        The backbone's parameters as the estimator's ``backbone`` and ``weights`` give them, even if training continues
+        from an earlier call and so starts from other ones; None unless ``needs_pretrained_weights``.
     """
 
     embeddings: np.ndarray | None = None
@@ -100,7 +100,7 @@ class Strategy(BaseEstimator):
     Attributes
     ----------
     trains_backbone : bool
-        False if the backbone keeps its weights: then embeddings are computed once, the head is fitted on them, and none
+        False if the backbone keeps its weights: embeddings are computed once then, the head is fitted on them, and none
         of the methods is called.
     starts_pretrained : bool
         False if training starts from random weights.
@@ -112,17 +112,17 @@ class Strategy(BaseEstimator):
     brings_original_data : bool
         True if the strategy's ``X`` and ``y`` are rows of the old task; :attr:`Start.draw_original` draws from them.
     goes_back : bool
-        True if :meth:`finish` takes back part of what was learnt, so that there is no going on from call to call.
+        True if :meth:`finish` takes back part of what was learnt, so that ``partial_fit`` cannot train call by call.
     needs_initial_weights : bool
         True if :attr:`Start.initial_weights` shall hold the backbone's weights as training finds them.
     needs_pretrained_weights : bool
-        True if :attr:`Start.pretrained_weights` shall hold those that the backbone brought. Training that goes on looks
-        for them again then.
+        True if :attr:`Start.pretrained_weights` shall hold those that the backbone brought. Training that continues
+        from an earlier call loads them again then.
     updates_batch_norm : bool
         True if the running statistics of batch normalisation follow the new data; False keeps the pretrained ones.
     splits_penalty : bool
-        True if the penalty depends on its arguments, and on what was recorded before training, alone: it may then be
-        asked for parts of a batch, side by side. Else a step on a CPU takes one core.
+        True if the penalty depends on nothing but its arguments and what was recorded before training: it may then be
+        computed for parts of a batch at the same time. Otherwise a training step on a CPU uses one core.
     C : float
         Inverse strength of the head's L2 penalty where it is fitted first.
     learning_rate : float
@@ -189,14 +189,14 @@ class Strategy(BaseEstimator):
         return layerwise_groups(network, lr)
 
     def on_train_begin(self, network: TrainableNetwork, start: Start) -> None:
-        """Take down what training starts from; called once, after the head's first fit.
+        """Record what training starts from; called once, after the head's first fit.
 
         Parameters
         ----------
         network : Network
             On the CPU, in eval mode.
         start : Start
-            The training rows' embeddings, and the old task's rows.
+            What can be recorded.
         """
 
     def on_epoch_begin(self, network: TrainableNetwork, epoch: int) -> None:
@@ -211,7 +211,7 @@ class Strategy(BaseEstimator):
         """
 
     def draw(self, n: int) -> tuple[torch.Tensor, ...]:
-        """Draw what the penalty of a step needs beside its batch; called once per step, with torch's generator seeded.
+        """Draw what the penalty of a step needs besides its batch; called once per step, with torch's generator seeded.
 
         Parameters
         ----------
@@ -221,14 +221,14 @@ class Strategy(BaseEstimator):
         Returns
         -------
         drawn : tuple of tensor of shape (n, ...)
-            Reach the penalty as :attr:`Batch.drawn`, with the rows of the batch or of a part of it.
+            Given to the penalty as :attr:`Batch.drawn`; if it sees a part of the batch, the same part of these.
         """
         return ()
 
     def penalty(self, network: TrainableNetwork, batch: Batch, output: torch.Tensor) -> torch.Tensor | float:
         """Add a term to the loss of a batch.
 
-        A strategy that has this method is given images: what it freezes runs in every epoch, and not once.
+        Since this method may use the images, the frozen layers of a strategy that has it run in every epoch, not once.
 
         Parameters
         ----------
@@ -247,10 +247,10 @@ class Strategy(BaseEstimator):
         return 0.0
 
     def keep(self, network: TrainableNetwork) -> dict[str, torch.Tensor]:
-        """Return what :meth:`finish` does away with, for ``partial_fit`` to go on later from the finished network.
+        """Return what :meth:`finish` removes and ``partial_fit`` needs to continue from the finished network.
 
-        Asked for where the network in training is given up, while one that is finished goes on predicting: in pickles
-        of an estimator with ``warm_start``, and when its parameters change.
+        Called when the network in training is given up and only a finished copy remains, which predicts: when an
+        estimator with ``warm_start`` is pickled, and when parameters have changed between two calls.
 
         Parameters
         ----------
@@ -260,7 +260,8 @@ class Strategy(BaseEstimator):
         Returns
         -------
         kept : dict of str to tensor
-            Parameters of the network, by name; the optimizer remembers these too. Pickles hold it, so it is small.
+            Parameters of the network, by name; the optimizer's state for them is kept too. It is part of pickles, so it
+            should be small.
         """
         return {}
 
@@ -272,11 +273,11 @@ class Strategy(BaseEstimator):
         network : Network
             The finished network, prepared anew.
         kept : dict of str to tensor
-            Perhaps of a strategy with other parameters: what does not fit is to be left aside.
+            Perhaps of a strategy with other parameters: what does not fit is to be ignored.
         """
 
     def finish(self, network: TrainableNetwork) -> None:
-        """Change the trained network before it is used, and let go of what was taken down.
+        """Change the trained network before it is used, and release what was recorded.
 
         Parameters
         ----------
@@ -299,8 +300,8 @@ def layerwise_groups(
     backbone_scale : float, default=1.0
         The backbone's learning rate, as a fraction of the head's.
     decay : float, default=None
-        Factor from one of the backbone's layer groups to the next below; the group next to the head has it once. None
-        gives the whole backbone one rate.
+        Factor from each of the backbone's layer groups to the next one below; the group next to the head has it once.
+        None gives the whole backbone one rate.
 
     Returns
     -------

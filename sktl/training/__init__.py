@@ -1,6 +1,6 @@
 """The network in training: backbone and head, the skorch net, data, callbacks."""
 
-from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore
+from sktl.training.callbacks import EpochReport, EpochTasks, StopEarly, ValidScore, sets_rates
 from sktl.training.checkpoint import Checkpoint, describe, describe_fit, describe_parameters
 from sktl.training.data import Targets, TrainingData, describe_rows, map_rows, merge_duplicates
 from sktl.training.head import (
@@ -20,7 +20,6 @@ from sktl.training.network import (
     check_steps,
     check_trained,
     restore_network,
-    start_of_training,
     trained_backbone,
 )
 from sktl.training.new_heads import make_head, train_head, zero_linear
@@ -71,7 +70,7 @@ __all__ = [
     "plain_history",
     "put_history",
     "restore_network",
-    "start_of_training",
+    "sets_rates",
     "train",
     "train_head",
     "trained_backbone",

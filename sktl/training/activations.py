@@ -102,7 +102,7 @@ class PrefixOnce(Settling):
             data.activations, data.left_over = found[0] if found else None, None
         for data in self.datasets:
             if data.activations is not None:
-                data.activations.backbone = backbone  # lest that of an earlier net stays in memory
+                data.activations.backbone = backbone  # so that an earlier net's is not kept in memory
             else:
                 values = reserve((data.n_kept * len(data), *prefix.cut.shape), prefix.cut.dtype)
                 if values is None:

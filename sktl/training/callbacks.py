@@ -35,50 +35,28 @@ def warmup_cosine(n_steps: int, warmup: float = 0.1, floor: float = 0.01):
     return factor
 
 
-class Schedule(LRScheduler):
-    """Set the learning rate before each step: a linear rise, then half a cosine down; record that of the head.
+def callback_of(entry: Any) -> Any:
+    """Return the callback of an entry in a list of skorch's, which may be a pair of a name and a callback.
 
     Parameters
     ----------
-    lr_lambda : callable
-        Takes the number of the step, returns the factor.
+    entry : callback, its class, or (str, callback or class)
+        Returned as it is where it is no pair.
     """
-
-    def __init__(self, lr_lambda):
-        super().__init__("LambdaLR", lr_lambda=lr_lambda, step_every="batch", event_name=None)
-
-    def on_batch_begin(self, net, training=False, **kwargs):
-        """Note the rate of the step; skorch would note that of the first group, the layers next to the input."""
-        if training:
-            net.history.record_batch("lr", rate_of_head(net))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a fit that goes on later needs."""
-        return self.lr_scheduler_.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.lr_scheduler_.load_state_dict(state)
+    return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
 
 
-def rate_of_head(net) -> float:
-    """Return the head's learning rate, or the last group's where no group has the head.
-
-    Parameters
-    ----------
-    net : TransferNet
-        Initialized.
-    """
-    groups = net.optimizer_.param_groups
-    head = {id(parameter) for parameter in net.module_.head.parameters()}
-    return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])
+def sets_rates(entry: Any) -> bool:
+    """Tell whether an entry in a list of callbacks is a schedule for the learning rate."""
+    callback = callback_of(entry)
+    return isinstance(callback, LRScheduler) or callback is LRScheduler
 
 
 class Settling(Callback):
-    """A callback that has a say in what training leaves behind; asked before all others are told the end."""
+    """A callback that may replace the network's weights at the end of training, before ``on_train_end``."""
 
     def settle(self, net) -> None:
-        """Put it in place."""
+        """Put the final weights into ``net.module_``."""
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 from skorch.history import History
 from torch import nn
 
@@ -170,7 +170,8 @@ def describe_parameters(estimator: BaseEstimator, left_out: Collection[str] = ()
 
 
 def _with_state(net) -> dict[str, Any]:
-    return {name: callback for name, callback in net.callbacks_ if hasattr(callback, "state_dict")}
+    own = ((name, each.lr_scheduler_ if isinstance(each, LRScheduler) else each) for name, each in net.callbacks_)
+    return {name: each for name, each in own if hasattr(each, "state_dict")}
 
 
 def _differences(stored: dict[str, str], wanted: dict[str, str]) -> str:

@@ -28,7 +28,7 @@ class Targets:
     values : ndarray of shape (n,) or (n, n_outputs)
         Class indices or numbers.
     weight : ndarray of float, shape (n,)
-        Positive sample weights: how often a row counts as there.
+        Positive sample weights: a row of weight 2 is the same as two rows.
     class_weight : ndarray of float, shape (n_classes,), or None
         How much the loss of a row of each class counts.
     """
@@ -68,6 +68,8 @@ class TrainingData(Dataset):
         Brings pixels of shape (height, width, 3) to the backbone's input size; texts need none.
     views : Views, default=None
         Random variants to give in place of the images.
+    mean_weight : float, default=None
+        What a row counts on average, by which loss weights are divided; None takes their mean over these rows.
 
     Attributes
     ----------
@@ -76,7 +78,7 @@ class TrainingData(Dataset):
     activations : Activations or None
         What stands for the images where the frozen part of a network has been run on them already.
     left_over : Activations or None
-        Such as a net made that is gone; no batch has them until another net takes them over.
+        Activations that an earlier net made; unused until another net takes them over.
 
     Raises
     ------
@@ -94,14 +96,16 @@ class TrainingData(Dataset):
         targets: Targets,
         preprocess: Callable[[np.ndarray], np.ndarray] | None,
         views: Views | None = None,
+        mean_weight: float | None = None,
     ):
         self.rows = rows
         self.targets = targets
         self.preprocess = preprocess
         self.views = views
         self._values = torch.as_tensor(targets.values)
-        # With a mean of 1 over all rows, so that a batch of light rows counts less than one of heavy rows.
-        self._weight = torch.as_tensor(targets.loss_weight / targets.loss_weight.mean(), dtype=torch.float32)
+        # Over all rows, not by batch, so that a batch of light rows counts less than one of heavy rows.
+        mean_weight = targets.loss_weight.mean() if mean_weight is None else mean_weight
+        self._weight = torch.as_tensor(targets.loss_weight / mean_weight, dtype=torch.float32)
         self._images = self._load_all() if self._fits_in_memory() else None
 
     def __len__(self) -> int:
@@ -323,7 +327,7 @@ class EvenBatches(Sampler):
 def batches(
     dataset: TrainingData, batch_size: int, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
 ) -> DataLoader:
-    """Return an iterable of batches or their parts, as skorch's ``iterator_train`` and ``iterator_valid`` want it."""
+    """Return an iterable of batches, or of a part of each, for skorch's ``iterator_train`` and ``iterator_valid``."""
     sampler = EvenBatches(len(dataset), batch_size, generator, part)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_it_is, generator=generator)
 

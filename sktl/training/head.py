@@ -125,7 +125,7 @@ def fit_ridge_head(head: nn.Linear, embeddings: np.ndarray, targets: Targets, C:
 
 
 def head_outputs(head: nn.Module, embeddings: np.ndarray) -> np.ndarray:
-    """Run a head on embeddings, in float64: else the result would hang on how many rows are given.
+    """Run a head on embeddings, in float64: in float32 the result would depend on how many rows are given.
 
     Parameters
     ----------

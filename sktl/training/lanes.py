@@ -291,7 +291,7 @@ def _statistics_of(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _is_as_it_was(now: torch.Tensor, before: torch.Tensor, version: int, values: torch.Tensor) -> bool:
-    """Say whether nobody wrote to a buffer, be it what was there already, as of an iteration that has converged."""
+    """Say whether nobody wrote to a buffer, not even its old values, as an iteration that has converged would."""
     return now is before and now._version == version and torch.equal(now, values)
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from skorch.callbacks import Callback, GradientNormClipping
+from skorch.callbacks import Callback, GradientNormClipping, LRScheduler
 from skorch.helper import predefined_split
 
 from sktl._random import private_torch_rng
 from sktl.training.activations import prefix_once
-from sktl.training.callbacks import NextViews, Schedule, ValidScore, warmup_cosine
+from sktl.training.callbacks import NextViews, ValidScore, sets_rates, warmup_cosine
 from sktl.training.checkpoint import Checkpoint
 from sktl.training.data import TrainingData, batches
 from sktl.training.net import TransferNet
@@ -24,6 +24,8 @@ def train(
     checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train a net on a private stream of random numbers, with warm-up, cosine decay and clipped gradients.
+
+    An ``LRScheduler`` among the net's own callbacks takes the place of warm-up and cosine decay.
 
     Parameters
     ----------
@@ -44,7 +46,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     peers = current_peers()
     peers.check_rows(len(data))
-    n_steps = len(batches(data, net.batch_size)) * net.max_epochs
+    factor = warmup_cosine(len(batches(data, net.batch_size)) * net.max_epochs)
+    schedule = LRScheduler("LambdaLR", lr_lambda=factor, step_every="batch", event_name=None)
     # First, so that the callbacks of a user see what they recorded.
     scores = [each for each in callbacks if isinstance(each[1], ValidScore)]
     net.set_params(
@@ -59,7 +62,7 @@ def train(
             ("views", NextViews(data)),
             *prefix_once(net, net.max_epochs, data, valid),
             ("clip", GradientNormClipping(1.0)),
-            ("schedule", Schedule(warmup_cosine(n_steps))),
+            *([] if any(map(sets_rates, net.callbacks)) else [("schedule", schedule)]),
             *([] if checkpoint is None else [("checkpoint", checkpoint)]),  # last: it restores what the others made
         ],
     )

@@ -103,6 +103,13 @@ class TransferNet(NeuralNet):
         return (list(_split_by_decay(groups, self.weight_decay)),), kwargs
 
     @property
+    def head_rate(self) -> float:
+        """The head's learning rate, or the last group's where no group begins with the head."""
+        groups = self.optimizer_.param_groups
+        head = {id(parameter) for parameter in self.module_.head.parameters()}
+        return next((each["lr"] for each in groups if id(each["params"][0]) in head), groups[-1]["lr"])
+
+    @property
     def evaluated_network(self) -> Network:
         """The network whose weights are the result as things stand."""
         averaged = None if self.averaging is None else self.averaging.network
@@ -131,7 +138,7 @@ class TransferNet(NeuralNet):
         )  # lanes would share the cache
 
     def train_step(self, batch, **fit_params):
-        """Make a step; on a CPU with one core in this thread, for rounding hangs on their number; see skorch."""
+        """Make a step; on a CPU with one core in this thread, since rounding depends on their number; see skorch."""
         self._set_training(True)
         if self.splitting_ is None and self.lanes_ is not None:
             self.splitting_ = self.lanes_.splitting_of(
@@ -168,7 +175,7 @@ class TransferNet(NeuralNet):
         return splitting is not None and splitting.possible and not (splitting.meets and self.parts_.n > 1)
 
     def _drawn(self, n: int) -> dict[str, torch.Tensor]:
-        """Return what the strategy draws for a step, by name, so that it goes the batch's way."""
+        """Return what the strategy draws for a step, by name, so that it is split into parts along with the batch."""
         return {f"drawn_{number}": value for number, value in enumerate(self.strategy.draw(n))}
 
     def _count_parts(self, inputs: torch.Tensor) -> int:
@@ -258,6 +265,12 @@ class TransferNet(NeuralNet):
             self.lanes_.forget()
         self.history.record("precision", str(self.autocast or torch.float32).removeprefix("torch."))
 
+    def on_batch_begin(self, net, batch=None, training=False, **kwargs):
+        """Begin a batch in the history, and note the rate of its step; see skorch."""
+        super().on_batch_begin(net, batch=batch, training=training, **kwargs)
+        if training:
+            self.history.record_batch("lr", self.head_rate)
+
     def notify(self, method_name, **kwargs):
         """Run the callbacks; where one stops training at the end of an epoch the others see it first; see skorch."""
         getattr(self, method_name)(self, **kwargs)
@@ -303,7 +316,7 @@ class TransferNet(NeuralNet):
 
 
 def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
-    """Tell what ends training from what ends the fit: skorch's early stopping raises what Ctrl-C raises too."""
+    """Tell early stopping from an interrupt: skorch's raises a KeyboardInterrupt, as Ctrl-C does."""
     return isinstance(signal, EarlyStop) or (
         isinstance(callback, EarlyStopping) and callback.misses_ == callback.patience
     )

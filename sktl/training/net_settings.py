@@ -9,7 +9,7 @@ from skorch.callbacks import Callback, EarlyStopping, EpochScoring
 from torch import nn
 
 from sktl.training.averaging import Averaging
-from sktl.training.callbacks import FiniteLoss, StrategyEpochs
+from sktl.training.callbacks import FiniteLoss, StrategyEpochs, callback_of
 from sktl.training.data import batches
 from sktl.training.mixing import Mixing
 from sktl.training.net import TransferNet
@@ -155,7 +155,7 @@ def _check_criterion(criterion: Callable, params: Iterable[str]) -> None:
 
 def _check_callbacks(callbacks: Iterable, is_averaged: bool) -> None:
     for each in callbacks:
-        callback = each[1] if isinstance(each, tuple) and len(each) == 2 else each
+        callback = callback_of(each)
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
         if not is_class and not isinstance(callback, Callback):
             raise ValueError(

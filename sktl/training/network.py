@@ -1,17 +1,15 @@
 """The network in training: a copy of the backbone, and a new head."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from sktl._random import private_torch_rng
 from sktl.backbones import Backbone, OriginalHead, build_from_recipe, layer_groups, reset_parameters
 from sktl.exceptions import StrategyError
-from sktl.strategies import Start
 
 
 class Network(nn.Module):
@@ -205,7 +203,7 @@ def check_steps(network: nn.Module, example: torch.Tensor, n_rows: int, batch_si
 
 
 def check_trained(network: Network, example: torch.Tensor) -> None:
-    """Refuse, before anything is trained, a strategy that trains nothing of the backbone that its output hangs on.
+    """Refuse, before anything is trained, a strategy whose trained part of the backbone has no influence on its output.
 
     Parameters
     ----------
@@ -254,35 +252,6 @@ def _original_head(backbone: Backbone, strategy) -> OriginalHead:
             "FineTuneClassifier as backbone=."
         )
     return backbone.original_head
-
-
-def start_of_training(
-    strategy,
-    backbone: Backbone,
-    embeddings: np.ndarray | None = None,
-    draw_original: Callable | None = None,
-    rows_per_class: float | None = None,
-    pretrained: dict[str, torch.Tensor] | None = None,
-) -> Start:
-    """Gather what a strategy may take down before training.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        Says what it needs.
-    backbone : Backbone
-        What training starts from.
-    embeddings : ndarray of shape (n, width), default=None
-        Those of the training rows, where the head was fitted on them.
-    draw_original : callable, default=None
-        Draws rows of the old task.
-    rows_per_class : float, default=None
-        See :class:`~sktl.strategies.Start`.
-    pretrained : dict of str to tensor, default=None
-        The parameters that the backbone brought.
-    """
-    initial = dict(backbone.module.named_parameters()) if strategy.needs_initial_weights else None
-    return Start(embeddings, initial, draw_original, rows_per_class, pretrained)
 
 
 def assemble(

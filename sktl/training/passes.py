@@ -9,7 +9,6 @@ from skorch.callbacks import GradientNormClipping
 from torch import nn
 
 from sktl._random import private_torch_rng
-from sktl.training.callbacks import rate_of_head
 from sktl.training.data import TrainingData
 from sktl.training.net import TransferNet
 from sktl.training.network import Network
@@ -89,7 +88,7 @@ class Passes:
         self._n_passes += 1
         self.usable = True
         figures = {name: float(epoch[name]) for name in ("train_loss", "dur")}
-        return {"phase": "pass", **figures, "lr": rate_of_head(self.net)}
+        return {"phase": "pass", **figures, "lr": self.net.head_rate}
 
     def state(self, lasting: Collection[str] = ()) -> dict[str, Any]:
         """Return the arguments, net aside, with which the passes go on elsewhere; arrays and numbers.

@@ -38,7 +38,7 @@ class Peers:
         return int(self.add_up(mine))
 
     def check_rows(self, n_rows: int) -> None:
-        """Make sure that all processes train on as many rows, lest they wait for each other in vain.
+        """Make sure that all processes train on equally many rows: otherwise they would wait for each other forever.
 
         Raises
         ------

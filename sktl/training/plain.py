@@ -7,6 +7,8 @@ import numpy as np
 from skorch.callbacks import Callback
 from skorch.history import History
 
+from sktl.training.callbacks import callback_of
+
 
 def plain_history(net) -> list[dict[str, Any]]:
     """Return a net's history as plain dicts and numbers.
@@ -32,10 +34,7 @@ def plain_callbacks(callbacks: list) -> list:
     callbacks : list of skorch callbacks, or pairs of a name and a callback
         Left as they are. What is no instance is returned as it is.
     """
-    return [
-        (each[0], _without_run(each[1])) if isinstance(each, tuple) and len(each) == 2 else _without_run(each)
-        for each in callbacks
-    ]
+    return [_without_run(each) if callback_of(each) is each else (each[0], _without_run(each[1])) for each in callbacks]
 
 
 def _plain(value: Any) -> Any:

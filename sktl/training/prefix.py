@@ -291,7 +291,7 @@ def _replaced(backbone: nn.Module, names, replacement) -> Iterator[None]:
 
 
 def _placeholder(like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor without memory of its own that shows wherever it is used: it holds no number."""
+    """Return a tensor of NaN, which takes no memory and cannot be used unnoticed."""
     return torch.full((), torch.nan, dtype=dtype, device=like.device).expand(len(like), *shape)
 
 

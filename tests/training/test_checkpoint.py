@@ -12,7 +12,7 @@ import torch
 from killed_fit import make_killable
 from PIL import Image
 from sklearn.datasets import load_digits
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 from small_models import Net, difference, make_model, three_digits, weights_of
 from torch import nn
 
@@ -89,6 +89,19 @@ def test_interrupted_fit_goes_on_wherever_it_was(tmp_path, strategy, step):
     for entry, other in zip(model.history_, unbroken.history_, strict=True):
         entry, other = ({key: value for key, value in each.items() if key != "dur"} for each in (entry, other))
         assert entry == other
+
+
+def test_a_schedule_of_skorch_goes_on_where_it_was(tmp_path):
+    def schedule():
+        return LRScheduler("StepLR", step_size=1, gamma=0.1)
+
+    unbroken = make_killable(None, "fine_tuning", callbacks=[schedule()]).fit(*three_digits())
+    model = make_killable(tmp_path, "fine_tuning", callbacks=[schedule(), Interrupt(8)])
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*three_digits())
+    model.set_params(callbacks=[schedule()]).fit(*three_digits())
+    assert [epoch["lr"] for epoch in model.history_] == [epoch["lr"] for epoch in unbroken.history_]
+    assert difference(model, unbroken) == 0.0
 
 
 def test_the_name_of_a_strategy_and_its_object_are_the_same_fit(tmp_path):
