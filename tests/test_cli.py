@@ -344,21 +344,6 @@ class TestTheRest:
         assert done.stdout.startswith("usage: sktl")
         assert done.stdout.endswith("False False\n")
 
-    def test_threads_sleep_while_they_wait_unless_told_otherwise(self, monkeypatch):
-        for name in ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT"):
-            monkeypatch.delenv(name, raising=False)
-        code = (
-            "import os, sys; import sktl.__main__; "
-            "print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'OPENBLAS_THREAD_TIMEOUT')])"
-        )
-
-        def settings():
-            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-        assert settings() == "['PASSIVE', '4']\n"
-        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "20")
-        assert settings() == "['PASSIVE', '20']\n"
-
     @pytest.mark.parametrize("command", ["compare", "predict", "inspect", "backbones"])
     def test_every_command_has_examples(self, command):
         done = run(command, "--help")

@@ -5,8 +5,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-# OpenMP reads the first when torch is loaded, numpy's OpenBLAS the second with numpy. Their threads spin while they wait
-# for each other; on a machine that does anything else at the same time, that makes training tens of times slower.
+# OpenMP reads the first when torch is loaded, OpenBLAS the second with numpy. Their threads spin while they wait for
+# each other; on a machine that does anything else at the same time, that makes training tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # spins for 2 ** 4 cycles, where 2 ** 26 is OpenBLAS's default
 

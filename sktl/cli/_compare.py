@@ -115,6 +115,9 @@ def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -
         images = without(images, *is_bad, n_splits)
     learnt, tested = (np.array(stats.digests, dtype=object)[~bad] for stats, bad in zip(told, is_bad, strict=True))
     _warn_of_shared(set(learnt), list(tested))
+    if not isinstance(images.train.X, np.ndarray):
+        labels = [*images.train.y, *images.test.y]
+        _warn_of_contradictions([*images.train.X, *images.test.X], labels, [*learnt, *tested])
     return images
 
 
@@ -125,6 +128,20 @@ def _warn_of_shared(learnt: set[bytes], tested: list[bytes]) -> None:
         print(
             f"sktl: warning: {n_shared:,} of the {len(tested):,} images of the test are among those to learn from "
             "too; the accuracy in the test is too high",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_contradictions(paths: list[str], labels: list[str], digests: list[bytes]) -> None:
+    """Say how many pictures have labels of which one at most is right."""
+    places: dict[bytes, dict[str, str]] = {}
+    for path, label, digest in zip(paths, labels, digests, strict=True):
+        places.setdefault(digest, {}).setdefault(label, path)
+    several = [list(found.values()) for found in places.values() if len(found) > 1]
+    if several:
+        print(
+            f"sktl: warning: {len(several):,} {'picture is' if len(several) == 1 else 'pictures are'} in several "
+            f"classes, such as {' and '.join(several[0][:2])}",
             file=sys.stderr,
         )
 
