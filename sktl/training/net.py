@@ -143,6 +143,7 @@ class TransferNet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
+        _check_anything_is_trained(self.module_, self.strategy)
         inputs, known = batch
         batch = self._mixed(inputs, known) if self.mixing is not None else (inputs, known | self._drawn(len(inputs)))
 
@@ -312,6 +313,14 @@ def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
 def _gathered(parts: Iterable[LossAndOutput]) -> dict[str, torch.Tensor]:
     losses, outputs = zip(*parts, strict=True)
     return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
+
+
+def _check_anything_is_trained(network: Network, strategy: Strategy) -> None:
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise StrategyError(
+            f"{type(strategy).__name__} trains nothing in this step: no parameter of the backbone or the head has "
+            "requires_grad. Leave some on in prepare, or set them in on_epoch_begin."
+        )
 
 
 def _named(parameters: Iterable, strategy: Strategy) -> list[tuple[str, torch.nn.Parameter]]:
