@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
+from skorch.exceptions import SkorchException
 from skorch.utils import noop
 
 from sktl.embedding import ThreadLimit
@@ -27,6 +28,7 @@ from sktl.training.prefix import FrozenPrefix
 LossAndOutput = tuple[torch.Tensor, torch.Tensor]
 _T = TypeVar("_T")
 _NOT_PRINTED = ["frozen_prefix", "precision"]  # the same in each epoch, or empty; history_ has them
+_NOT_HELD_OUT = "No rows are held out here: give fit X_val= and y_val=, or set early_stopping=True."
 
 
 class TransferNet(NeuralNet):
@@ -269,6 +271,10 @@ class TransferNet(NeuralNet):
                 if method_name != "on_epoch_end" or not _stops_in_good_order(callback, signal):
                     raise
                 self.stopping_ = True
+            except (KeyError, SkorchException) as error:
+                if "valid_" in str(error) and self.history and "valid_loss" not in self.history[-1]:
+                    error.add_note(_NOT_HELD_OUT)
+                raise
         if self.stopping_ and method_name == "on_epoch_end":
             raise EarlyStop
 
