@@ -190,6 +190,17 @@ def test_folder_that_cannot_be_listed_is_warned_of(make_folders, monkeypatch):
         assert read_folder(folder).train.labels == ["stork"]
 
 
+def test_accuracy_of_the_largest_class_is_said_where_it_is_high(make_folders, image_folder, capsys):
+    folder = make_folders("heron", n_images=3)
+    (folder / "stork").mkdir()
+    for number, path in enumerate(sorted(image_folder.glob("s*/*.png"))[:17]):
+        shutil.copy(path, folder / "stork" / f"{number}.png")
+    words = ["--image-size", "32", "--cv", "2", "--jobs", "1", "--strategies", "feature_extraction"]
+    assert main(["compare", str(folder), *words, "--out", str(folder.parent / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "\n  85 % of the images are of class 'stork': an accuracy near 0.850 says nothing yet\n" in out
+
+
 def test_pictures_in_several_classes_are_warned_of(make_folders, capsys):
     folder = make_folders("heron", "stork", n_images=8)  # the same pictures
     words = ["--image-size", "32", "--cv", "2", "--jobs", "1", "--strategies", "feature_extraction"]

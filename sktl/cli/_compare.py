@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sktl.cli._results import Result, make_table, say_next, write_results
 from sktl.embedding import resolve_device
 from sktl.strategies import resolve_strategy
 from sktl.transformer import PretrainedFeatureTransformer
+
+_MUCH_LARGER = 1.5  # than a class would be if all were of one size
 
 
 def run_compare(arguments) -> int:
@@ -88,8 +91,19 @@ def _introduce(images: LabelledImages, arguments) -> None:
         f"{images.name}: {len(images):,} {what} of {len(images.classes)} classes; {len(images.train):,} to learn from "
         f"({arguments.cv}-fold cross-validation), {len(images.test):,} set aside for the test"
     )
-    for note in images.notes:
+    for note in [*images.notes, *_notes_on_classes(images)]:
         print(f"  {note}")
+
+
+def _notes_on_classes(images: LabelledImages) -> Iterator[str]:
+    """Say what accuracy is that of the largest class alone, where it is well above chance."""
+    labels, counts = np.unique(np.concatenate([images.train.y, images.test.y]), return_counts=True)
+    share = counts.max() / counts.sum()
+    if share * len(labels) > _MUCH_LARGER:
+        label = labels[counts.argmax()].item()
+        yield (
+            f"{100 * share:.0f} % of the images are of class {label!r}: an accuracy near {share:.3f} says nothing yet"
+        )
 
 
 def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -> LabelledImages:
