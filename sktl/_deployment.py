@@ -167,7 +167,7 @@ def labels_and_proba(predictor: Any, X: Any) -> tuple[np.ndarray, np.ndarray | N
 
 
 def check_takes_images(model: Any, asker: str) -> None:
-    """Refuse a model that was fitted on texts or numbers, as far as sktl's estimators in it tell.
+    """Refuse a model that was fitted on texts, numbers or tables, as far as the estimators in it tell.
 
     Parameters
     ----------
@@ -186,8 +186,11 @@ def check_takes_images(model: Any, asker: str) -> None:
     parts = take_apart(model)
     if parts is not None:
         kind = getattr(parts.reader, "input_kind_", "images")
+    elif any(map(_reads_texts, _estimators_in(model, set()))):
+        kind = "texts"
     else:
-        kind = "texts" if any(map(_reads_texts, _estimators_in(model, set()))) else "images"
+        n_columns = getattr(innermost(model), "n_features_in_", 1)
+        kind = "images" if n_columns == 1 else f"a table of {n_columns} columns"
     if kind != "images":
         raise InputError(f"{asker} takes images, and this model was fitted on {kind}.")
 

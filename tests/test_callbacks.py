@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
 from skorch.callbacks import ProgressBar as NetProgressBar
+from skorch.exceptions import SkorchException
 from small_models import changed, difference, make_model, three_digits
 
 from sktl import PretrainedFeatureTransformer
@@ -225,6 +226,15 @@ def test_going_back_to_weights_that_are_not_averaged_is_refused(few):
         with pytest.raises(ValueError, match=r"load_best=True.* ema_decay .*early_stopping=True instead"):
             make_model(callbacks=[each], ema_decay=0.9).fit(*few)
     make_model(callbacks=[EarlyStopping(monitor="train_loss")], ema_decay=0.9).fit(*few)
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping(), Checkpoint(f_params=None, f_optimizer=None, f_history=None)])
+def test_callback_that_looks_for_held_out_rows_is_told_how_to_have_them(few, callback):
+    with pytest.raises((KeyError, SkorchException), match="valid_loss") as caught:
+        make_model(callbacks=[callback]).fit(*few)
+    assert caught.value.__notes__ == [
+        "No rows are held out here: give fit X_val= and y_val=, or set early_stopping=True."
+    ]
 
 
 def test_progress_of_skorch_in_a_search(few, capsys):

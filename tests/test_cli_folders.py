@@ -9,7 +9,7 @@ import pytest
 
 from sktl.cli import main
 from sktl.cli._folder import read_folder
-from sktl.exceptions import InputError
+from sktl.exceptions import InputError, InputWarning
 
 CLASSES = ("disc", "square")
 
@@ -168,6 +168,48 @@ def test_says_of_what_kind_the_skipped_files_are(make_folders):
     assert note == "skipped: 4 files that are not read as images (.heic, no suffix)"
 
 
+def test_counts_links_to_folders_which_are_not_followed(make_folders):
+    folder = make_folders("heron", "stork")
+    (folder / "stork" / "2023").symlink_to(folder / "heron", target_is_directory=True)
+    (folder / "stork" / "again").symlink_to(folder / "stork", target_is_directory=True)
+    found = read_folder(folder)
+    assert (found.train.labels, found.notes) == (["heron", "stork"], ["skipped: 2 links to folders"])
+
+
+def test_folder_that_cannot_be_listed_is_warned_of(make_folders, monkeypatch):
+    folder = make_folders("heron/2023", "stork")
+    scandir = os.scandir
+
+    def refuse(place):
+        if os.fspath(place).endswith("2023"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(InputWarning, match=r"heron/2023' is left out: Permission denied"):
+        assert read_folder(folder).train.labels == ["stork"]
+
+
+def test_accuracy_of_the_largest_class_is_said_where_it_is_high(make_folders, image_folder, capsys):
+    folder = make_folders("heron", n_images=3)
+    (folder / "stork").mkdir()
+    for number, path in enumerate(sorted(image_folder.glob("s*/*.png"))[:17]):
+        shutil.copy(path, folder / "stork" / f"{number}.png")
+    words = ["--image-size", "32", "--cv", "2", "--jobs", "1", "--strategies", "feature_extraction"]
+    assert main(["compare", str(folder), *words, "--out", str(folder.parent / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "\n  85 % of the images are of class 'stork': an accuracy near 0.850 says nothing yet\n" in out
+
+
+def test_pictures_in_several_classes_are_warned_of(make_folders, capsys):
+    folder = make_folders("heron", "stork", n_images=8)  # the same pictures
+    words = ["--image-size", "32", "--cv", "2", "--jobs", "1", "--strategies", "feature_extraction"]
+    assert main(["compare", str(folder), *words, "--out", str(folder.parent / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "several classes" in line]
+    assert line.startswith("sktl: warning: 8 pictures are in several classes, such as ")
+    assert {Path(name).parent.name for name in line.split("such as ")[1].split(" and ")} == {"heron", "stork"}
+
+
 class TestOtherRefusals:
     def test_missing_folder(self, refusal, tmp_path):
         assert "does not exist" in refusal(tmp_path / "birds")
@@ -190,6 +232,11 @@ class TestOtherRefusals:
         assert "hold no image files, but 4 files that are not read as images (.avif, .heic, no suffix)" in refusal(
             tmp_path
         )
+
+    def test_class_whose_name_is_no_text(self, refusal, make_folders):
+        folder = make_folders("heron", "stork")
+        os.rename(folder / "heron", os.fsencode(folder / "h") + b"\xe9ron")
+        assert r"h\udce9ron' is not UTF-8, and so no class: rename it." in refusal(folder)
 
     def test_one_class_only(self, refusal, make_folders):
         assert "there is only 'heron'" in refusal(make_folders("heron"))

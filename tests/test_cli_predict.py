@@ -5,8 +5,10 @@ import io
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -96,3 +98,14 @@ def test_model_of_rows_of_numbers_is_refused(predict, embed, image_paths):
     code, out, err = predict(numbers_model(embed), image_paths[0][0])
     assert (code, out) == (2, "")
     assert "`sktl predict` takes images, and this model was fitted on numbers." in err
+
+
+@pytest.mark.parametrize("as_frame", [True, False])
+def test_model_of_a_table_is_refused(as_frame, predict, embed, image_paths):
+    paths, labels = image_paths
+    table = pd.DataFrame({"photo": paths, "price": np.arange(len(paths), dtype=float)})
+    columns = ColumnTransformer([("image", embed, [0]), ("number", StandardScaler(), [1])])
+    model = make_pipeline(columns, KNeighborsClassifier(3)).fit(table if as_frame else table.to_numpy(), labels)
+    code, out, err = predict(model, paths[0])
+    assert (code, out) == (2, "")
+    assert "`sktl predict` takes images, and this model was fitted on a table of 2 columns." in err

@@ -211,6 +211,12 @@ def test_joint_training_names_labels_that_the_old_head_does_not_know(old_model, 
         go_on_from(old_model, JointTraining(old_task[0][:2], ["cat", "cat"])).fit(*three_digits())
 
 
+def test_joint_training_takes_no_numbers_for_labels(old_task):
+    X, y = old_task
+    with pytest.raises(ValueError, match=r"The y of JointTraining must hold labels of classes, .* it holds continuous"):
+        make_model(JointTraining(X, np.linspace(0.1, 0.9, len(y)))).fit(*three_digits())
+
+
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_joint_training_names_labels_that_are_missing(old_task, missing):
     X, y = old_task

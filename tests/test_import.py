@@ -46,3 +46,19 @@ def test_package_alone_loads_no_torch():
 def test_import_warns_of_nothing_and_prints_nothing():
     done = subprocess.run([sys.executable, "-W", "error", "-c", "from sktl import *"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_threads_of_the_command_line_sleep_while_they_wait_unless_told_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    code = (
+        "import os; import sktl.__main__; "
+        "print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'OPENBLAS_THREAD_TIMEOUT')])"
+    )
+
+    def settings():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert settings() == "['PASSIVE', '4']\n"
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "20")
+    assert settings() == "['PASSIVE', '20']\n"

@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from small_models import WAYS, difference, make_model, three_digits
@@ -146,6 +148,15 @@ def test_models_as_head(rows, head):
     assert ((model.predict_proba(X) > 0.5) == model.predict(X)).mean() > 0.99
     with pytest.raises(ValueError, match="'class_weight' parameter must be None"):
         make_model("feature_extraction", head=head, class_weight="balanced").fit(X, Y)
+
+
+def test_model_of_one_label_as_head_is_told_of_another(rows):
+    with pytest.raises(ValueError, match="y should be a 1d array") as caught:
+        make_model("feature_extraction", head=LogisticRegression()).fit(*rows)
+    assert "head=MultiOutputClassifier(LogisticRegression())" in caught.value.__notes__[-1]
+    head = MultiOutputClassifier(LogisticRegression())
+    model = make_model("feature_extraction", head=head).fit(*rows)
+    assert model.predict(rows[0]).shape == model.predict_proba(rows[0]).shape == rows[1].shape
 
 
 def test_module_as_head(rows):

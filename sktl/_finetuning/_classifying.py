@@ -74,6 +74,15 @@ class ClassifierHeads(ClassTargets, Heads):
     def _model_targets(self, targets: Targets) -> np.ndarray:
         return targets.values.astype(np.int64)
 
+    def _fit_model(self, embeddings: np.ndarray, targets: Targets, seed: int) -> BaseEstimator:
+        try:
+            return super()._fit_model(embeddings, targets, seed)
+        except ValueError as error:
+            if self._is_multilabel:  # what a model takes it says in no reliable way before
+                name = f"{type(self.head).__name__}()"
+                error.add_note(f"y has a column per label. Where {name} takes one: head=MultiOutputClassifier({name}).")
+            raise
+
     @available_if(head_offers("decision_function"))
     def decision_function(self, X) -> np.ndarray:
         """Compute the head's output.

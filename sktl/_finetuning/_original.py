@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted
 from torch import nn
 
@@ -63,6 +64,7 @@ class OriginalTask(TrainingParameters):
             X = self._check_input(X, reset=False)
             y = _check_y(y, multi_output=False, y_numeric=False, estimator=self)
             check_consistent_length(X, y)
+            _refuse_numbers(y)
             return self._open_rows(X, backbone), _plain_targets(y)
 
     def _check_unmixed(self) -> None:
@@ -207,6 +209,15 @@ class OriginalTask(TrainingParameters):
         if not hasattr(self, "classes_") or not hasattr(self, "net_") or self._is_multilabel:
             return backbone.with_original_head(None)
         return backbone.with_original_head(OriginalHead.from_module(self.net_.module_.head, self.classes_))
+
+
+def _refuse_numbers(y: np.ndarray) -> None:
+    kind = type_of_target(y)
+    if kind not in ("binary", "multiclass"):
+        raise ValueError(
+            f"The y of JointTraining must hold labels of classes, for the old head is a classifier; it holds {kind} "
+            "values."
+        )
 
 
 def _unpacked_original(packed: dict[str, Any]) -> OriginalHead | ReferredHead:

@@ -5,9 +5,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-# OpenMP reads this when torch is loaded. Its threads spin while they wait for each other; on a machine that does
-# anything else at the same time, that makes training tens of times slower.
+# OpenMP reads the first when torch is loaded, OpenBLAS the second with numpy. Their threads spin while they wait for
+# each other; on a machine that does anything else at the same time, that makes training tens of times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # spins for 2 ** 4 cycles, where 2 ** 26 is OpenBLAS's default
 
 from sktl.cli._parser import make_parser
 from sktl.exceptions import SktlError

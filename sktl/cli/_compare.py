@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sktl.cli._results import Result, make_table, say_next, write_results
 from sktl.embedding import resolve_device
 from sktl.strategies import resolve_strategy
 from sktl.transformer import PretrainedFeatureTransformer
+
+_MUCH_LARGER = 1.5  # than a class would be if all were of one size
 
 
 def run_compare(arguments) -> int:
@@ -88,8 +91,19 @@ def _introduce(images: LabelledImages, arguments) -> None:
         f"{images.name}: {len(images):,} {what} of {len(images.classes)} classes; {len(images.train):,} to learn from "
         f"({arguments.cv}-fold cross-validation), {len(images.test):,} set aside for the test"
     )
-    for note in images.notes:
+    for note in [*images.notes, *_notes_on_classes(images)]:
         print(f"  {note}")
+
+
+def _notes_on_classes(images: LabelledImages) -> Iterator[str]:
+    """Say what accuracy is that of the largest class alone, where it is well above chance."""
+    labels, counts = np.unique(np.concatenate([images.train.y, images.test.y]), return_counts=True)
+    share = counts.max() / counts.sum()
+    if share * len(labels) > _MUCH_LARGER:
+        label = labels[counts.argmax()].item()
+        yield (
+            f"{100 * share:.0f} % of the images are of class {label!r}: an accuracy near {share:.3f} says nothing yet"
+        )
 
 
 def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -> LabelledImages:
@@ -115,6 +129,9 @@ def _embed_all(images: LabelledImages, network: dict[str, Any], n_splits: int) -
         images = without(images, *is_bad, n_splits)
     learnt, tested = (np.array(stats.digests, dtype=object)[~bad] for stats, bad in zip(told, is_bad, strict=True))
     _warn_of_shared(set(learnt), list(tested))
+    if not isinstance(images.train.X, np.ndarray):
+        labels = [*images.train.y, *images.test.y]
+        _warn_of_contradictions([*images.train.X, *images.test.X], labels, [*learnt, *tested])
     return images
 
 
@@ -125,6 +142,20 @@ def _warn_of_shared(learnt: set[bytes], tested: list[bytes]) -> None:
         print(
             f"sktl: warning: {n_shared:,} of the {len(tested):,} images of the test are among those to learn from "
             "too; the accuracy in the test is too high",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_contradictions(paths: list[str], labels: list[str], digests: list[bytes]) -> None:
+    """Say how many pictures have labels of which one at most is right."""
+    places: dict[bytes, dict[str, str]] = {}
+    for path, label, digest in zip(paths, labels, digests, strict=True):
+        places.setdefault(digest, {}).setdefault(label, path)
+    several = [list(found.values()) for found in places.values() if len(found) > 1]
+    if several:
+        print(
+            f"sktl: warning: {len(several):,} {'picture is' if len(several) == 1 else 'pictures are'} in several "
+            f"classes, such as {' and '.join(several[0][:2])}",
             file=sys.stderr,
         )
 

@@ -1,12 +1,13 @@
 """Folders with one sub-folder per class."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sktl.exceptions import InputError
+from sktl.exceptions import InputError, InputWarning
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
@@ -97,7 +98,7 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     folder : Path
         Where to look; links to folders are not followed.
     skipped : Counter, default=None
-        Counts what is passed over: by suffix, and hidden files.
+        Counts what is passed over: by suffix, hidden files, and links to folders.
 
     Yields
     ------
@@ -105,7 +106,8 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
         A file that is an image by its suffix and is not hidden.
     """
     skipped = Counter() if skipped is None else skipped
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_warn_of_folder):
+        skipped["linked"] += sum(os.path.islink(os.path.join(place, name)) for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
@@ -115,6 +117,10 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
                 skipped[suffix or _NO_SUFFIX] += 1
             else:
                 yield Path(place, name)
+
+
+def _warn_of_folder(error: OSError) -> None:
+    warnings.warn(f"The folder {error.filename!r} is left out: {error.strerror}.", InputWarning, stacklevel=3)
 
 
 def _find_split(folder: Path, subfolders: dict[str, Path]) -> tuple[str, str] | None:
@@ -169,6 +175,8 @@ def _read_classes(folder: Path, skipped: Counter[str]) -> Files:
         if not path.is_dir():
             skipped["outside"] += 1
             continue
+        if not _is_utf8(path.name):
+            raise InputError(f"The name of the folder {str(path)!r} is not UTF-8, and so no class: rename it.")
         before = len(files.paths)
         files.paths += map(str, find_images(path, skipped))
         files.labels += [path.name] * (len(files.paths) - before)
@@ -182,6 +190,15 @@ def _read_classes(folder: Path, skipped: Counter[str]) -> Files:
     return files
 
 
+def _is_utf8(name: str) -> bool:
+    """Return whether a name is text that can be written into a model; names of files are bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -193,6 +210,7 @@ def _has_subfolders(folder: Path) -> bool:
 def _notes(skipped: Counter[str]) -> list[str]:
     names = {
         "hidden": ("hidden file", "hidden files"),
+        "linked": ("link to a folder", "links to folders"),
         "outside": ("file outside of the class folders", "files outside of the class folders"),
         "empty": ("class folder without images", "class folders without images"),
     }

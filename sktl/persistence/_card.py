@@ -28,7 +28,7 @@ _BODY = """\
 ```python
 import sktl
 
-model = sktl.load("{file}"{trusted})
+model = sktl.load("{file}"{trusted}{weights})
 model.{method}([{row}])
 ```
 
@@ -75,6 +75,7 @@ def make_card(info: ModelInfo, *, license: str | None = None) -> ModelCard:
         title=Path(info.path).stem,
         intro=f"A fitted `{info.estimator}` on `{names}`.",
         file=Path(info.path).name,
+        weights="".join(f", weights={name!r}" for name in _weights_files(info)[:1]),
         trusted=f", trusted={info.untrusted!r}" if info.untrusted else "",
         method="transform" if info.task in ("transformer", None) else "predict",  # older files know no transformers
         row='"A text, not the name of a file."' if _is_of_texts(info) else '"picture.jpg"',
@@ -149,6 +150,10 @@ def push_to_hub(
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     return str(commit.commit_url)
+
+
+def _weights_files(info: ModelInfo) -> list[str]:
+    return [network["weights_file"] for network in info.networks if network.get("weights_file")]
 
 
 def _is_of_texts(info: ModelInfo) -> bool:

@@ -132,6 +132,8 @@ def _network_lines(network: dict[str, Any]):
     size = "x".join(map(str, (network.get("input_size") or [])[1:]))
     rows = f"images of {size} pixels" if size else f"texts of up to {network.get('max_length')} tokens"
     yield "backbone", f"{network['backbone']}, {network['parameters']:,} parameters, {rows}"
+    if network.get("weights_file"):
+        yield "weights", f"not in the file; give sktl.load weights={network['weights_file']!r}"
     if network.get("strategy"):
         trained = f"{network['trained_parameters']:,} parameters trained in {network['fit_seconds']:.1f} s"
         yield "strategy", f"{network['strategy']}, {trained}"

@@ -70,6 +70,7 @@ def _describe(part: BaseEstimator) -> dict[str, Any]:
         "estimator": type(part).__name__,
         "backbone": backbone.name,
         "is_local": is_local_folder(backbone.name),
+        "weights_file": _weights_file(part),
         "strategy": None if strategy is None else repr(strategy),
         "input_size": backbone.data_config.get("input_size"),
         "max_length": backbone.data_config.get("max_length"),
@@ -79,6 +80,13 @@ def _describe(part: BaseEstimator) -> dict[str, Any]:
         "fit_seconds": round(getattr(part, "fit_seconds_", 0.0), 3),
         "fingerprint": backbone.fingerprint,
     }
+
+
+def _weights_file(part: BaseEstimator) -> str | None:
+    """Return the name of the file of weights that a reference asks for; where it lies is nobody's business."""
+    weights = getattr(part, "weights", None)
+    refers = getattr(part, "persist", None) == "reference"
+    return os.path.basename(weights) if refers and weights != "pretrained" else None
 
 
 def is_local_folder(name: str) -> bool:

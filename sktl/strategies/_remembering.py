@@ -120,8 +120,8 @@ class JointTraining(SlowBackbone):
     X : sequence of images or array-like
         The old task's images, in the same form as those given to ``fit``.
     y : array-like of shape (n,)
-        Their labels. They must be among the classes of the backbone's original classifier, where it brings one; else
-        an old head is fitted to them first.
+        Their labels, for the old task is one of classes: those of the backbone's original classifier, where it brings
+        one; else an old head is fitted to them first.
     original_weight : float, default=1.0
         Weight of the old task's loss.
     C : float, default=10.0

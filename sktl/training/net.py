@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
+from skorch.exceptions import SkorchException
 from skorch.utils import noop
 
 from sktl.embedding import ThreadLimit
@@ -27,6 +28,7 @@ from sktl.training.prefix import FrozenPrefix
 LossAndOutput = tuple[torch.Tensor, torch.Tensor]
 _T = TypeVar("_T")
 _NOT_PRINTED = ["frozen_prefix", "precision"]  # the same in each epoch, or empty; history_ has them
+_NOT_HELD_OUT = "No rows are held out here: give fit X_val= and y_val=, or set early_stopping=True."
 
 
 class TransferNet(NeuralNet):
@@ -150,6 +152,7 @@ class TransferNet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Add up the gradients of a batch over its parts; see skorch."""
         self._set_training(True)
+        _check_anything_is_trained(self.module_, self.strategy)
         inputs, known = batch
         batch = self._mixed(inputs, known) if self.mixing is not None else (inputs, known | self._drawn(len(inputs)))
 
@@ -281,6 +284,10 @@ class TransferNet(NeuralNet):
                 if method_name != "on_epoch_end" or not _stops_in_good_order(callback, signal):
                     raise
                 self.stopping_ = True
+            except (KeyError, SkorchException) as error:
+                if "valid_" in str(error) and self.history and "valid_loss" not in self.history[-1]:
+                    error.add_note(_NOT_HELD_OUT)
+                raise
         if self.stopping_ and method_name == "on_epoch_end":
             raise EarlyStop
 
@@ -325,6 +332,14 @@ def _stops_in_good_order(callback: Callback, signal: BaseException) -> bool:
 def _gathered(parts: Iterable[LossAndOutput]) -> dict[str, torch.Tensor]:
     losses, outputs = zip(*parts, strict=True)
     return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
+
+
+def _check_anything_is_trained(network: Network, strategy: Strategy) -> None:
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise StrategyError(
+            f"{type(strategy).__name__} trains nothing in this step: no parameter of the backbone or the head has "
+            "requires_grad. Leave some on in prepare, or set them in on_epoch_begin."
+        )
 
 
 def _named(parameters: Iterable, strategy: Strategy) -> list[tuple[str, torch.nn.Parameter]]:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from saved_models import digits, make_classifier, make_pipe
 
 import sktl
+from sktl.backbones import load_backbone
 from sktl.cli import main
 from sktl.exceptions import DamagedFileError
 from sktl.persistence import _card, make_card
@@ -159,3 +161,16 @@ def test_card_of_a_pipeline(tmp_path):
 def test_metrics_must_be_numbers(model, tmp_path):
     with pytest.raises(ValueError, match="finite numbers, got 'loss': nan"):
         sktl.save(model, tmp_path / "model.sktl", metrics={"loss": float("nan")})
+
+
+@pytest.mark.parametrize("persist", ["embed", "reference"])
+def test_facts_and_card_name_the_file_of_weights_that_loading_needs(persist, tmp_path):
+    weights = tmp_path / "public.safetensors"
+    save_file(load_backbone("sktl/tiny").module.state_dict(), weights)
+    model = sktl.PretrainedFeatureTransformer("sktl/tiny", weights=weights, image_size=32, persist=persist)
+    sktl.save(model.fit(["any.png"]), tmp_path / "embed.sktl")
+    info = sktl.inspect(tmp_path / "embed.sktl")
+    is_needed = persist == "reference"
+    assert ("""sktl.load("embed.sktl", weights='public.safetensors')""" in str(make_card(info))) == is_needed
+    assert ("not in the file; give sktl.load weights='public.safetensors'" in str(info)) == is_needed
+    assert str(tmp_path) not in str(make_card(info)).replace(info.path, "")

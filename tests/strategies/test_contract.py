@@ -119,6 +119,17 @@ def test_strategy_may_unfreeze_as_training_goes_on(few):
     assert not torch.equal(two["body.0.weight"], before["body.0.weight"])
 
 
+class Nothing(Strategy):
+    def prepare(self, network):
+        for part in (network.backbone, network.head):
+            part.requires_grad_(False)
+
+
+def test_strategy_that_trains_nothing_is_refused(few):
+    with pytest.raises(StrategyError, match=r"Nothing trains nothing in this step: .* requires_grad"):
+        make_model(Nothing()).fit(*few)
+
+
 class Detached(Net):
     """Computes without gradients, as wrappers that were made for embeddings alone do."""
 
