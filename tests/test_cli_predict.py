@@ -7,6 +7,8 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+from safetensors.torch import save_file
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
@@ -109,3 +111,22 @@ def test_model_of_a_table_is_refused(as_frame, predict, embed, image_paths):
     code, out, err = predict(model, paths[0])
     assert (code, out) == (2, "")
     assert "`sktl predict` takes images, and this model was fitted on a table of 2 columns." in err
+
+
+def test_weights_that_a_small_model_refers_to(image_paths, tmp_path, capsys):
+    paths, labels = image_paths
+    weights = tmp_path / "public.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    model = sktl.FineTuneClassifier("test_resnet", "feature_extraction", weights=weights, persist="reference")
+    model.set_params(image_size=32, random_state=0).fit(paths, labels)
+    file, moved = str(tmp_path / "model.sktl"), tmp_path / "moved.safetensors"
+    sktl.save(model, file)
+    weights.rename(moved)
+    assert main(["predict", file, paths[0]]) == 2
+    assert "as --weights on the command line" in capsys.readouterr().err
+    assert main(["predict", file, *paths[:4], "--weights", str(moved), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["label"] for row in rows] == sktl.load(file, weights=moved).predict(paths[:4]).tolist()
+    (tmp_path / "model.joblib").touch()
+    assert main(["predict", str(tmp_path / "model.joblib"), paths[0], "--weights", str(moved)]) == 2
+    assert "--weights goes with files that sktl.save wrote" in capsys.readouterr().err

@@ -211,7 +211,7 @@ def _checked_source(source: Mapping[str, Any]) -> dict[str, Any]:
         if shelf.weights is None:
             raise WeightsNotFoundError(
                 f"it refers to the weights {source['weights']!r} of {source['backbone']!r}; give that file as "
-                "weights= to sktl.load."
+                "weights= to sktl.load, or as --weights on the command line."
             )
         source["weights"] = shelf.weights
     if ":" in source["backbone"] and not shelf.is_trusted(source["backbone"]):

@@ -22,6 +22,7 @@ def run_export(arguments) -> int:
     """
     if Path(arguments.output).suffix.lower() != ".onnx":
         raise InputError(f"The name of the file to write must end in .onnx, got {arguments.output!r} instead.")
-    path = export_onnx(load_model(Path(arguments.model)), arguments.output)
+    model = load_model(Path(arguments.model), weights=arguments.weights)
+    path = export_onnx(model, arguments.output)
     print(f"{path}  ({path.stat().st_size:,} bytes)")
     return 0

@@ -14,13 +14,15 @@ _PICKLES = (".joblib", ".pkl", ".pickle")
 _GRAPH = ".onnx"
 
 
-def load_model(path: Path, *, runtime: str = "auto") -> Any:
+def load_model(path: Path, *, weights: str | None = None, runtime: str = "auto") -> Any:
     """Read a model from its file.
 
     Parameters
     ----------
     path : Path
         A file that :func:`sktl.save` wrote, a pickle written by joblib, or an ONNX file that ``sktl export`` wrote.
+    weights : path-like, default=None
+        The file of public weights that a file of :func:`sktl.save` refers to.
     runtime : {"auto", "onnx"}, default="auto"
         "onnx" turns a saved model into an ONNX graph in memory and lets onnxruntime run that; an ONNX file is run by
         it in any case.
@@ -33,13 +35,17 @@ def load_model(path: Path, *, runtime: str = "auto") -> Any:
     Raises
     ------
     InputError
-        If there is no such file, or it holds no model.
+        If there is no such file, or it holds no model, or refers to no weights.
     """
     if not path.is_file():
         raise InputError(f"There is no model {str(path)!r}. `sktl compare` writes one as model.sktl.")
     is_graph = path.suffix.lower() == _GRAPH
-    read = _open_graph if is_graph else _unpickle if path.suffix.lower() in _PICKLES else _load
-    model = read(path)
+    if describes_itself(path):
+        model = load(path, trusted=[SmallPixels], weights=weights)  # the baseline of `sktl compare` may have won
+    elif weights is not None:
+        raise InputError(f"--weights goes with files that sktl.save wrote; {str(path)!r} brings its own weights.")
+    else:
+        model = _open_graph(path) if is_graph else _unpickle(path)
     if not hasattr(model, "predict"):
         raise InputError(f"The file {str(path)!r} holds no classifier, but an object of type {type(model).__name__!r}.")
     return _as_graph(model) if runtime == "onnx" and not is_graph else model
@@ -54,10 +60,6 @@ def describes_itself(path: Path) -> bool:
         The file.
     """
     return path.suffix.lower() not in (*_PICKLES, _GRAPH)
-
-
-def _load(path: Path) -> Any:
-    return load(path, trusted=[SmallPixels])  # the baseline of `sktl compare` may have won
 
 
 def _unpickle(path: Path) -> Any:

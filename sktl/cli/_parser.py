@@ -209,9 +209,7 @@ def _add_predict(commands) -> None:
         description=_PREDICT_TEXT,
         epilog=_PREDICT_EXAMPLES,
     )
-    command.add_argument(
-        "model", metavar="MODEL", help="the model.sktl that `sktl compare` wrote, or the .onnx file of `sktl export`"
-    )
+    _add_model(command, "the model.sktl that `sktl compare` wrote, or the .onnx file of `sktl export`")
     command.add_argument("images", nargs="+", metavar="FILE|DIR", help="image files, or folders of them")
     command.add_argument("--proba", action="store_true", help="print the probability of every class")
     command.add_argument(
@@ -223,6 +221,13 @@ def _add_predict(commands) -> None:
     command.add_argument("--csv", action="store_true", help="print comma-separated values with a header")
 
 
+def _add_model(command, what: str) -> None:
+    command.add_argument("model", metavar="MODEL", help=what)
+    command.add_argument(
+        "--weights", metavar="FILE", help='the public weights, for a model of sktl.save\'s with persist="reference"'
+    )
+
+
 def _add_export(commands) -> None:
     command = _add_command(
         commands,
@@ -231,7 +236,7 @@ def _add_export(commands) -> None:
         description=_EXPORT_TEXT,
         epilog="example:\n  sktl export sktl-compare/birds/model.sktl birds.onnx\n",
     )
-    command.add_argument("model", metavar="MODEL", help="the model.sktl that `sktl compare` wrote")
+    _add_model(command, "the model.sktl that `sktl compare` wrote")
     command.add_argument("output", metavar="FILE.onnx", help="the file to write")
 
 
@@ -274,7 +279,7 @@ def _add_serve(commands) -> None:
         description=_SERVE_TEXT,
         epilog=_SERVE_EXAMPLES,
     )
-    command.add_argument("model", metavar="MODEL", help="the model.sktl of `sktl compare`, or an .onnx file")
+    _add_model(command, "the model.sktl of `sktl compare`, or an .onnx file")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
     command.add_argument("--port", type=_at_least(0), default=8000, metavar="N", help="0: a free one (%(default)s)")
     command.add_argument("--name", help="what the page calls the model (taken from the file's path)")

@@ -55,7 +55,7 @@ def run_predict(arguments) -> int:
     code : int
         1 if some of the images cannot be used, else 0.
     """
-    model = load_model(Path(arguments.model), runtime=arguments.runtime)
+    model = load_model(Path(arguments.model), weights=arguments.weights, runtime=arguments.runtime)
     check_takes_images(model, "`sktl predict`")
     paths, bad = _expand(arguments.images)
     usable, unreadable = _predict(model, paths)

@@ -32,7 +32,7 @@ def run_serve(arguments) -> int:
         seconds_to_answer=arguments.timeout,
     )
     with bind(arguments.host, arguments.port) as listener:  # better known now than after the model is loaded
-        model = ServedModel(load_model(path), limits.max_pixels)
+        model = ServedModel(load_model(path, weights=arguments.weights), limits.max_pixels)
         gallery = _open_gallery(arguments.gallery, model)
         name = arguments.name or _name_of(path)
         app = make_app(model, name=name, limits=limits, gallery=gallery, facts=_facts_of(path))
