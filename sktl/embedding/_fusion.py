@@ -78,9 +78,6 @@ def fuse(traced, dtype):
         _cast(program, dtype)
         if _has_onednn(program, dtype):
             _fuse_pointwise(program)
-    program.graph.eliminate_dead_code()
-    program.graph.lint()
-    program.delete_all_unused_submodules()
     _drop_unused_tensors(program)
     program.recompile()
     return program
@@ -221,7 +218,10 @@ def _constant(program, name, value):
 
 
 def _drop_unused_tensors(program):
-    used = {node.target for node in program.graph.nodes if node.op == "get_attr"}
+    for node in program.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            program.graph.erase_node(node)
+    used = {node.target for node in program.graph.find_nodes(op="get_attr")}
     for name in [*program._parameters, *program._buffers, *vars(program)]:
         value = getattr(program, name, None)
         if isinstance(value, torch.Tensor) and name not in used:

@@ -46,6 +46,7 @@ def take_down(network, example):
         with tape:
             outputs = torch.func.functional_call(network, state, (inputs,))
         tape.graph.output(tape.node_of(outputs))
+    tape.graph.eliminate_dead_code()
     return torch.fx.GraphModule(tape.constants, tape.graph)
 
 
