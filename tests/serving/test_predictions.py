@@ -9,6 +9,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_models import make_network
@@ -187,4 +189,12 @@ class TestRefusedModels:
     def test_rows_of_numbers(self):
         model = FineTuneClassifier(make_network(), "feature_extraction", **SMALL).fit(np.eye(4), [0, 1, 0, 1])
         with pytest.raises(InputError, match="this model was fitted on numbers"):
+            make_app(model)
+
+    @pytest.mark.parametrize("last", [KNeighborsClassifier(3), OneVsRestClassifier(LogisticRegression())], ids=repr)
+    def test_several_labels_of_a_model_behind_the_embeddings(self, last, image_paths):
+        paths, labels = image_paths
+        targets = np.stack([labels == label for label in ("disc", "square")], axis=1).astype(int)
+        model = make_pipeline(PretrainedFeatureTransformer(make_network(), **SMALL), last).fit(paths, targets)
+        with pytest.raises(InputError, match="one label per image"):
             make_app(model)
