@@ -14,6 +14,7 @@ from sktl._base import ImageEstimator
 from sktl._finetuning import FineTuner
 from sktl.backbones import FeatureView
 from sktl.exceptions import InputError
+from sktl.inputs import raise_bad_rows
 from sktl.text_statistics import TextStatistics
 from sktl.transformer import PretrainedFeatureTransformer
 
@@ -75,10 +76,17 @@ class Parts:
         -------
         embeddings : ndarray of shape (n, width), float32
             One row per image.
+
+        Raises
+        ------
+        InputError
+            If images cannot be read, even where ``on_error="nan"`` would fill their rows with NaN.
         """
         if isinstance(self.reader, FineTuner):
             return self.reader._embeddings(X)
-        embeddings, _ = self.reader._transform_with_stats(X)
+        embeddings, stats = self.reader._transform_with_stats(X)
+        if stats.bad:
+            raise_bad_rows(stats.bad, stats.rows)
         return embeddings
 
     @property
