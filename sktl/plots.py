@@ -152,20 +152,22 @@ class StrategyComparisonDisplay:
         pyplot = import_extra("matplotlib.pyplot", extra="plots", caller="StrategyComparisonDisplay.plot")
         return self._draw_on(pyplot.figure(**self._figure_options()))
 
-    def save(self, path, *, format="png", dpi=150):
+    def save(self, path, *, format=None, dpi=150):
         """Draw on a figure of its own, and write it to a file; no window, no state of pyplot.
 
         Parameters
         ----------
         path : path-like
             The file.
-        format : str, default="png"
-            A format that matplotlib writes.
+        format : str, default=None
+            A format that matplotlib writes; None takes the ending of the file's name, and PNG where it has none.
         dpi : int, default=150
             Pixels per inch.
         """
         figure = import_extra("matplotlib.figure", extra="plots", caller="StrategyComparisonDisplay.save").Figure
-        self._draw_on(figure(**self._figure_options())).figure_.savefig(Path(path), format=format, dpi=dpi)
+        path = Path(path)
+        format = format or path.suffix.removeprefix(".") or "png"
+        self._draw_on(figure(**self._figure_options())).figure_.savefig(path, format=format, dpi=dpi)
 
     def _figure_options(self) -> dict[str, Any]:
         return {"figsize": (9.5, 1.9 + 0.42 * len(self.names)), "layout": "constrained"}
