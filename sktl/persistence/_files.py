@@ -29,7 +29,7 @@ from sktl.exceptions import (
     VersionWarning,
     WeightsNotFoundError,
 )
-from sktl.persistence._container import Container, members_of, parse_json, write_container, zip_of
+from sktl.persistence._container import MAX_JSON, Container, members_of, parse_json, write_container, zip_of
 from sktl.persistence._summary import summarize
 from sktl.persistence._trust import Trusted, check_trust, matches, trusted_patterns, untrusted_names
 
@@ -57,7 +57,8 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     Raises
     ------
     UnsupportedObjectError
-        If the estimator holds something that has no form without pickle, such as a function without a name.
+        If the estimator holds something that has no form without pickle, such as a function without a name, or too much
+        that has to be written as JSON, such as a vocabulary of some 300,000 words.
     NotFittedError
         If it is not fitted.
 
@@ -99,6 +100,12 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     schema = json.loads(tree["schema.json"])
     _refuse_hidden(schema)
     tree["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()  # half the size
+    if len(tree["schema.json"]) > MAX_JSON:
+        raise UnsupportedObjectError(
+            f"What this {type(estimator).__name__} holds takes {len(tree['schema.json']):,} bytes of JSON, and at most "
+            f"{MAX_JSON:,} can be read. The usual reason is a large dict, such as the vocabulary of a text vectorizer: "
+            "make it smaller, or use pickle or joblib for people who trust you."
+        )
     members = {f"estimator/{name}": data for name, data in tree.items()}
     members |= {f"weights/{key}.safetensors": data for key, data in shelf.blobs.items()}
     manifest = {
