@@ -7,11 +7,10 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from sktl.exceptions import InputError
-from sktl.serving._answers import CARD, PREDICTIONS, REFUSED, UPLOAD, card_of, predictions_of
+from sktl.serving._answers import CARD, PREDICTIONS, REFUSED, UPLOAD, AsciiJSONResponse, card_of, predictions_of
 from sktl.serving._batcher import Batcher, Busy
 from sktl.serving._errors import Refusal
 from sktl.serving._gallery import Gallery
@@ -169,7 +168,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         The answer holds, for each image in the order of the files, the label and the probability of every class (or, of
         a regressor, the numbers). If one image cannot be used, none is predicted, and the answer names all such images.
         """
-        return JSONResponse(await service.predict(request, similar))
+        return AsciiJSONResponse(await service.predict(request, similar))
 
 
 def _add_facts(app: FastAPI, service: Service, card: dict[str, Any]) -> None:
@@ -181,7 +180,7 @@ def _add_facts(app: FastAPI, service: Service, card: dict[str, Any]) -> None:
     @app.get("/model", summary="The model's card", responses={200: CARD})
     async def model() -> Response:
         """Say what the model is: classes, backbone, strategy, versions, and what a request may hold."""
-        return JSONResponse(card)
+        return AsciiJSONResponse(card)
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
     async def metrics() -> Response:
