@@ -130,7 +130,9 @@ class Service:
             rows = [(index, names[index], reason) for index, reason in sorted(answer.reasons.items())]
             raise Refusal(422, _summary(rows, len(names)), rows)
         self.metrics.images.inc(len(names))
-        similar = self.gallery.most_similar(answer.embeddings, n_similar) if n_similar else None
+        similar = None
+        if n_similar:
+            similar = await run_in_threadpool(self.gallery.most_similar, answer.embeddings, n_similar)
         return predictions_of(answer, names, self.model.classes, similar)
 
     async def _ask(self, images: list[bytes]) -> Any:
