@@ -327,6 +327,7 @@ class TestPredict:
         joblib.dump(pipeline.fit(paths, labels), tmp_path / "svm.joblib")
         done = run("predict", tmp_path / "svm.joblib", paths[0], "--proba", "--csv")
         assert done.out.splitlines()[0] == "path,label"
+        assert "--proba has no effect: this model gives no probabilities" in done.err
 
 
 class TestTheRest:
