@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sktl.cli import main
-from sktl.cli._folder import read_folder
-from sktl.exceptions import InputError
+from sktl.cli._folder import find_images, read_folder
+from sktl.exceptions import InputError, InputWarning
 
 CLASSES = ("disc", "square")
 
@@ -202,3 +202,16 @@ class TestOtherRefusals:
     def test_errors_are_of_the_kind_that_says_so(self, make_folders):
         with pytest.raises(InputError, match="there is no 'test'"):
             read_folder(make_folders("train/", "val/"))
+
+
+def test_folder_that_cannot_be_opened_is_named(make_folders, monkeypatch):
+    def scan(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    folder, scandir = make_folders("open", "secret"), os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.warns(InputWarning, match=r"secret is left out: Permission denied"):
+        found = list(find_images(folder))
+    assert [path.parent.name for path in found] == ["open"]

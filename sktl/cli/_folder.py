@@ -1,12 +1,13 @@
 """Folders with one sub-folder per class."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sktl.exceptions import InputError
+from sktl.exceptions import InputError, InputWarning
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
@@ -103,9 +104,14 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     ------
     path : Path
         A file that is an image by its suffix and is not hidden.
+
+    Warns
+    -----
+    InputWarning
+        If a folder cannot be opened.
     """
     skipped = Counter() if skipped is None else skipped
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_warn):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
@@ -115,6 +121,10 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
                 skipped[suffix or _NO_SUFFIX] += 1
             else:
                 yield Path(place, name)
+
+
+def _warn(error: OSError) -> None:
+    warnings.warn(f"the folder {error.filename} is left out: {error.strerror}", InputWarning, stacklevel=2)
 
 
 def _find_split(folder: Path, subfolders: dict[str, Path]) -> tuple[str, str] | None:
