@@ -256,7 +256,7 @@ def _further_columns(part, kept):
     arrow = _pyarrow()
     keys = list(part[0].more) if kept is None else kept
     for row in part:
-        if list(row.more) != keys:
+        if row.more.keys() != set(keys):
             raise ShardError(
                 f"The row {row.name!r} has the further columns {list(row.more)}, where {keys} are expected: those of "
                 "the rows before it. Another choice of columns needs another folder."
