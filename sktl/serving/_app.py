@@ -49,7 +49,8 @@ def make_app(
     Returns
     -------
     app : FastAPI
-        For any ASGI server; its threads start and end with the application's lifespan.
+        For any ASGI server. Its threads start and end with its lifespan; where it is mounted in another application,
+        enter ``app.router.lifespan_context(app)`` in that application's lifespan.
 
     Raises
     ------

@@ -177,6 +177,18 @@ def test_exported_graphs_are_served(model, contents):
     assert [row["index"] for row in bad.json()["rows"]] == [1]
 
 
+def test_mounted_in_another_application(model, contents):
+    from fastapi import FastAPI
+
+    mounted = make_app(model)
+    app = FastAPI(lifespan=lambda app: mounted.router.lifespan_context(mounted))
+    app.mount("/shapes", mounted)
+    with running(app) as client:
+        answer = client.post("/shapes/predict", files=as_files(contents[:2]))
+        assert client.get("/shapes/metrics").status_code == 200
+    np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[:2]))
+
+
 class TestRefusedModels:
     def test_transformer(self, image_paths):
         with pytest.raises(InputError, match=r"needs a model that predicts, got .*'PretrainedFeatureTransformer'"):
