@@ -38,13 +38,13 @@ def make_app(
     model : estimator or ServedModel
         Fitted, with ``predict``, for images.
     name : str, default="model"
-        What the page and the card call it.
+        Name of the model on its page and card.
     limits : Limits, default=None
-        Bounds on what clients may ask for; None takes the defaults.
+        Bounds on what clients may ask for; None uses the defaults.
     gallery : Gallery, default=None
-        Images to compare with.
+        Images of which the most similar ones can be shown with each prediction.
     facts : dict, default=None
-        What else the card shall say of the model, JSON-able: scores, training data.
+        Further facts for the model's card, such as scores or the training data; must be serialisable as JSON.
 
     Returns
     -------
