@@ -30,8 +30,8 @@ class Parts:
     view : FeatureView
         Its network: images to embeddings.
     rest : estimator or None
-        What takes the embeddings: the reader itself where it goes on with a head, the remaining steps of a pipeline, or
-        None where the embeddings are the result.
+        What takes the embeddings: the reader itself if it has a head, the remaining steps of a pipeline, or None if the
+        embeddings are the result.
     kind : {"classifier", "regressor", "transformer"}
         What the model is as a whole.
     """
@@ -53,7 +53,7 @@ class Parts:
 
     @property
     def predictor(self) -> BaseEstimator | None:
-        """What takes embeddings for its input and goes on with them as the model does: a head alone, or a pipeline."""
+        """An estimator that predicts from embeddings what the model predicts from images; None without ``rest``."""
         if self.rest is None:
             return None
         given = copy.copy(self.reader)
@@ -109,7 +109,7 @@ def take_apart(model: Any) -> Parts | None:
     Returns
     -------
     parts : Parts or None
-        None where it is nothing of the kind.
+        None for any other model.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def innermost(model: Any) -> Any:
 
 
 def labels_and_proba(predictor: Any, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ask for predictions and class probabilities, in one go where there is a way.
+    """Return predictions and class probabilities, from one run of the network where the predictor can do that.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def check_takes_images(model: Any, asker: str) -> None:
     model : estimator
         Fitted.
     asker : str
-        Who would give it images, as the message begins.
+        Subject of the error message, such as "The server".
 
     Raises
     ------
