@@ -16,10 +16,10 @@ _INTERVAL = 0.01  # seconds between two looks at the memory of the process
 
 
 class PeakMemory:
-    """How much memory a block takes at its peak, beyond what was taken before.
+    """How much more memory is in use at the peak of a block than before it.
 
-    On a CUDA device that is what torch allocates there, by torch's own count, which begins anew. Elsewhere it is the
-    resident memory of the process, looked at a hundred times a second; what other threads take meanwhile is in it.
+    On a CUDA device this is what torch allocates there; torch's own peak counter is reset for it. Elsewhere it is the
+    resident memory of the process, sampled a hundred times a second, which includes what other threads take meanwhile.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ def _resident_bytes() -> int:
 
 
 class Cost:
-    """A scorer that reads what a fitted estimator has taken down of its fit.
+    """A scorer that returns one of the costs that a fitted estimator has recorded.
 
     Parameters
     ----------
     name : str
-        Attribute without its trailing underscore.
+        Name of the attribute, without its trailing underscore.
     """
 
     def __init__(self, name: str):
@@ -87,18 +87,18 @@ class Cost:
 
 
 def search_costs() -> dict[str, Cost]:
-    """Give scorers that put the costs of each candidate beside its scores.
+    """Make scorers that record what each candidate of a search costs, beside its scores.
 
-    To be given, beside the metric that decides, as ``scoring=`` of scikit-learn's searches or ``cross_validate``, in
-    any number of processes. ``cv_results_`` then has the columns ``mean_test_trainable_parameters``,
+    Pass them, together with the metric that decides, as ``scoring=`` to scikit-learn's searches or ``cross_validate``,
+    in any number of processes. ``cv_results_`` then has the columns ``mean_test_trainable_parameters``,
     ``mean_test_fit_seconds``, ``mean_test_images_per_second`` and ``mean_test_peak_memory``, and those of the splits.
-    They are no scores: larger is not better, and ``rank_test_<cost>`` says nothing. Estimators that know no costs, such
-    as a pipeline that ends in a classic model, have NaN there.
+    Costs are not scores: larger is not better, and ``rank_test_<cost>`` has no meaning. Estimators that record no
+    costs, such as a pipeline that ends in a classic model, have NaN there.
 
     Returns
     -------
     scorers : dict of str to callable
-        One per cost, by its name.
+        The scorer of each cost, by the name of the cost.
 
     Examples
     --------

@@ -14,6 +14,7 @@ from sktl._base import ImageEstimator
 from sktl._finetuning import FineTuner
 from sktl.backbones import FeatureView
 from sktl.exceptions import InputError
+from sktl.inputs import raise_bad_rows
 from sktl.text_statistics import TextStatistics
 from sktl.transformer import PretrainedFeatureTransformer
 
@@ -29,8 +30,8 @@ class Parts:
     view : FeatureView
         Its network: images to embeddings.
     rest : estimator or None
-        What takes the embeddings: the reader itself where it goes on with a head, the remaining steps of a pipeline, or
-        None where the embeddings are the result.
+        What takes the embeddings: the reader itself if it has a head, the remaining steps of a pipeline, or None if the
+        embeddings are the result.
     kind : {"classifier", "regressor", "transformer"}
         What the model is as a whole.
     """
@@ -52,7 +53,7 @@ class Parts:
 
     @property
     def predictor(self) -> BaseEstimator | None:
-        """What takes embeddings for its input and goes on with them as the model does: a head alone, or a pipeline."""
+        """An estimator that predicts from embeddings what the model predicts from images; None without ``rest``."""
         if self.rest is None:
             return None
         given = copy.copy(self.reader)
@@ -75,10 +76,17 @@ class Parts:
         -------
         embeddings : ndarray of shape (n, width), float32
             One row per image.
+
+        Raises
+        ------
+        InputError
+            If images cannot be read, even where ``on_error="nan"`` would fill their rows with NaN.
         """
         if isinstance(self.reader, FineTuner):
             return self.reader._embeddings(X)
-        embeddings, _ = self.reader._transform_with_stats(X)
+        embeddings, stats = self.reader._transform_with_stats(X)
+        if stats.bad:
+            raise_bad_rows(stats.bad, stats.rows)
         return embeddings
 
     @property
@@ -101,7 +109,7 @@ def take_apart(model: Any) -> Parts | None:
     Returns
     -------
     parts : Parts or None
-        None where it is nothing of the kind.
+        None for any other model.
 
     Raises
     ------
@@ -145,7 +153,7 @@ def innermost(model: Any) -> Any:
 
 
 def labels_and_proba(predictor: Any, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ask for predictions and class probabilities, in one go where there is a way.
+    """Return predictions and class probabilities, from one run of the network where the predictor can do that.
 
     Parameters
     ----------
@@ -174,7 +182,7 @@ def check_takes_images(model: Any, asker: str) -> None:
     model : estimator
         Fitted.
     asker : str
-        Who would give it images, as the message begins.
+        Subject of the error message, such as "The server".
 
     Raises
     ------

@@ -9,15 +9,15 @@ from sklearn.callback import CallbackSupportMixin
 class FitTasks:
     """One fit and its steps in order, told to the callbacks that are set on the estimator.
 
-    To be made at the beginning of ``fit``, before anything that a failed fit puts back: scikit-learn keeps on the
-    estimator what it needs to end its callbacks.
+    Make it at the very beginning of ``fit``, before :func:`~sktl._undo.as_before_on_failure`: scikit-learn stores on
+    the estimator what it needs to end its callbacks, and a failed fit must not undo that.
 
     Parameters
     ----------
     estimator : estimator
         The one that is fitted.
     n_steps : int
-        Steps at most; early stopping may leave some out.
+        Largest number of steps; early stopping may leave some out.
     X, y : array-like
         As they were given to ``fit``.
     sample_weight : array-like, default=None

@@ -9,20 +9,20 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a file beside the path to write to, which takes its place when the block has succeeded.
+    """Yield a temporary path in the same folder, which replaces the file when the block has succeeded.
 
-    What stood there stays until then, and for good if the block fails. A link stays a link to the file that is
-    replaced, and that file's permissions stay.
+    Until then, and for good if the block fails, an earlier file of that name stays as it is. Links are followed, and
+    a file that is replaced keeps its permissions.
 
     Parameters
     ----------
     path : path-like
-        The file; its folder exists.
+        The file to write or replace. Its folder must exist.
 
     Yields
     ------
     unfinished : Path
-        Not there yet; of the same ending.
+        Where to write. Nothing is there yet; the suffix is that of the file.
 
     Raises
     ------

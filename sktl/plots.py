@@ -17,7 +17,7 @@ _NAME_WIDTH = 34  # letters; longer names are wrapped
 
 
 class StrategyComparisonDisplay:
-    """How ways of transfer compare: accuracy, or another score, with its spread, and what it took.
+    """Ways of transfer compared: accuracy, or another score, with its spread, and the time that each took.
 
     Make one with :meth:`from_results` or :meth:`from_cv_results`.
 
@@ -28,13 +28,13 @@ class StrategyComparisonDisplay:
     cv_mean, cv_std : array-like of shape (n,)
         Mean and standard deviation of the cross-validated score.
     test_score : array-like of shape (n,), default=None
-        Score on images set aside.
+        Score on the test images, which were set aside.
     seconds : array-like of shape (n,), default=None
-        What each took.
+        Time that each took.
     title : str, default=None
         Above the plot.
     metric : str, default="accuracy"
-        What the score is, as it stands below the axis.
+        Name of the score, written below its axis.
 
     Attributes
     ----------
@@ -116,8 +116,8 @@ class StrategyComparisonDisplay:
         Returns
         -------
         display : StrategyComparisonDisplay
-            Nothing is drawn yet; its seconds are the mean time of a fit. Embeddings are computed once in a search, and
-            the first candidate pays for all others.
+            Nothing is drawn yet. Its seconds are the mean time of a fit; that of the first candidate includes the time
+            for the embeddings, which are computed once in a search.
 
         Raises
         ------
@@ -152,20 +152,22 @@ class StrategyComparisonDisplay:
         pyplot = import_extra("matplotlib.pyplot", extra="plots", caller="StrategyComparisonDisplay.plot")
         return self._draw_on(pyplot.figure(**self._figure_options()))
 
-    def save(self, path, *, format="png", dpi=150):
+    def save(self, path, *, format=None, dpi=150):
         """Draw on a figure of its own, and write it to a file; no window, no state of pyplot.
 
         Parameters
         ----------
         path : path-like
             The file.
-        format : str, default="png"
-            A format that matplotlib writes.
+        format : str, default=None
+            A format that matplotlib writes; None takes the ending of the file's name, and PNG where it has none.
         dpi : int, default=150
             Pixels per inch.
         """
         figure = import_extra("matplotlib.figure", extra="plots", caller="StrategyComparisonDisplay.save").Figure
-        self._draw_on(figure(**self._figure_options())).figure_.savefig(Path(path), format=format, dpi=dpi)
+        path = Path(path)
+        format = format or path.suffix.removeprefix(".") or "png"
+        self._draw_on(figure(**self._figure_options())).figure_.savefig(path, format=format, dpi=dpi)
 
     def _figure_options(self) -> dict[str, Any]:
         return {"figsize": (9.5, 1.9 + 0.42 * len(self.names)), "layout": "constrained"}
@@ -234,16 +236,16 @@ class StrategyComparisonDisplay:
 
 
 class LearningRateFinderDisplay:
-    """How the loss followed while a learning rate was looked for.
+    """The loss at each learning rate that was tried by ``learning_rate="auto"``.
 
     Make one with :meth:`from_estimator`.
 
     Parameters
     ----------
     learning_rates, losses, smoothed_losses : array-like of shape (n_steps,)
-        Of each step.
+        Learning rate, loss and smoothed loss of each step.
     chosen : float
-        The learning rate that was taken.
+        The learning rate that was chosen.
 
     Attributes
     ----------

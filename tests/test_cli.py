@@ -23,6 +23,8 @@ from sktl.cli._output import command_line, write_whole
 from sktl.cli._parser import make_parser
 from sktl.strategies import STRATEGIES
 
+SAVED = os.path.join(os.path.dirname(__file__), "data", "format-1.sktl")
+
 QUICK = ["--image-size", "32", "--epochs", "1", "--cv", "2", "--jobs", 1]
 
 
@@ -325,6 +327,7 @@ class TestPredict:
         joblib.dump(pipeline.fit(paths, labels), tmp_path / "svm.joblib")
         done = run("predict", tmp_path / "svm.joblib", paths[0], "--proba", "--csv")
         assert done.out.splitlines()[0] == "path,label"
+        assert "--proba has no effect: this model gives no probabilities" in done.err
 
 
 class TestTheRest:
@@ -367,6 +370,21 @@ class TestTheRest:
         os.close(reader)
         with open(writer, "w") as out, contextlib.redirect_stdout(out):
             assert main(["backbones"]) == 0
+
+    def test_output_that_cannot_be_written(self):
+        if not os.path.exists("/dev/full"):
+            pytest.skip("needs Linux' /dev/full")
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with open("/dev/full", "w") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", "sktl", "inspect", SAVED],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        assert done.stderr == "sktl: error: [Errno 28] No space left on device\n"
+        assert done.returncode == 2
 
     def test_file_is_written_whole_or_not_at_all(self, tmp_path):
         def fail(path):

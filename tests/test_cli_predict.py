@@ -11,6 +11,7 @@ import timm
 from safetensors.torch import save_file
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -65,6 +66,17 @@ def test_network_runs_once(container, predict, image_paths, monkeypatch):
     found = [float(row["probability"]) for row in csv.DictReader(io.StringIO(out))]
     assert found == pytest.approx(expected.max(axis=1), abs=1e-6)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("last", [LogisticRegression(), HistGradientBoostingClassifier(max_iter=1)], ids=repr)
+def test_files_that_a_lenient_transformer_passes_over_are_reported(last, predict, embed, image_paths, tmp_path):
+    paths, labels = image_paths
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    model = make_pipeline(embed.set_params(on_error="nan"), last).fit(paths, labels)
+    code, out, err = predict(model, tmp_path / "broken.png", paths[0])
+    assert code == 1
+    assert [line.split()[:2] for line in out.splitlines()] == [[paths[0], model.predict(paths[:1])[0]]]
+    assert "broken.png: " in err
 
 
 def test_model_with_several_labels_per_image_is_refused(predict, embed, image_paths):

@@ -80,6 +80,16 @@ def test_data_frames_keep_their_index(transformer, image_paths):
     pd.testing.assert_frame_equal(embed_dask(collection["photo"], transformer).compute(), computed)
 
 
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_output_of_the_transformer_is_not_changed(output, image_arrays):
+    X = image_arrays[0][:6]
+    transformer = PretrainedFeatureTransformer(image_size=32, device="cpu", output=output).fit(X)
+    expected = transformer.set_output(transform="pandas").transform(X)
+    result = embed_dask(da.from_array(X, chunks=(3, -1, -1, -1)), transformer).compute()
+    np.testing.assert_array_equal(result, expected)
+    pd.testing.assert_frame_equal(transformer.transform(X), expected)
+
+
 def test_partitions_without_rows(transformer, image_paths):
     frame = pd.DataFrame({"photo": image_paths[0][:10], "price": range(10)})
     few = dd.from_pandas(frame, npartitions=5)

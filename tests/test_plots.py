@@ -125,6 +125,11 @@ def test_save_writes_a_picture_and_opens_no_figure(pyplot, tmp_path):
     assert pyplot.get_fignums() == []
 
 
+def test_save_writes_what_the_name_of_the_file_says(pyplot, tmp_path):
+    StrategyComparisonDisplay.from_results(RESULTS).save(tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("seconds", [[0.3, 0.3], [1e-3, 4e3], [0.0, 0.0]])
 @pytest.mark.parametrize("names", [["a", "b"], ["w" * 60, "a way with a long name"]])
 def test_nothing_overlaps_or_leaves_the_figure(pyplot, names, seconds):

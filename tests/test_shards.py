@@ -92,6 +92,13 @@ def test_another_backbone_is_refused(rows, transformer, tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_columns_may_come_in_any_order(transformer, tmp_path):
+    rows = [("a", b"", {"label": 1, "price": 2}), ("b", b"", {"price": 4, "label": 3})]
+    embed_to_parquet(rows, tmp_path, transformer)
+    table = pq.read_table(tmp_path)
+    assert (table["label"].to_pylist(), table["price"].to_pylist()) == ([1, 3], [2, 4])
+
+
 def test_other_columns_are_refused(rows, transformer, tmp_path):
     embed_to_parquet(rows[:4], tmp_path, transformer)
     with pytest.raises(ShardError, match=r"'row 4' has the further columns \['price'\], where \['label'\] are"):

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return arguments.run(arguments)
+            code = arguments.run(arguments)
+            sys.stdout.flush()  # while a failure can still be reported
+            return code
         except (SktlError, ValueError, ArithmeticError, OSError) as error:
             return _say_error(error, arguments.traceback)
         except KeyboardInterrupt:
@@ -45,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_error(error: Exception, with_traceback: bool) -> int:
-    if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, as in `sktl backbones | head`
+    try:
+        sys.stdout.flush()
+    except OSError:  # nothing takes the output, and Python would try again when it ends
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, as in `sktl backbones | head`
         return 0
     if with_traceback:
         raise error

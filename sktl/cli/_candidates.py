@@ -10,10 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from sktl.exceptions import BadRow
 from sktl.finetune import FineTuneClassifier
-from sktl.inputs import ImagePreprocessor, RowError, open_rows, raise_bad_rows
+from sktl.inputs import ImagePreprocessor, open_rows
 from sktl.strategies import resolve_strategy
+from sktl.training import map_rows
 from sktl.transformer import PretrainedFeatureTransformer
 
 
@@ -54,16 +54,8 @@ class SmallPixels(TransformerMixin, BaseEstimator):
                 "interpolation": "bilinear",
             }
         )
-        rows, bad = open_rows(X), []
-        pixels = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
-        for index in range(len(rows)):
-            try:
-                pixels[index] = shrink(rows[index].pixels())
-            except RowError as error:
-                bad.append(BadRow(index, rows.label(index), str(error)))
-        if bad:
-            raise_bad_rows(bad, len(rows))
-        return pixels
+        rows = open_rows(X)
+        return np.stack(map_rows(lambda index: shrink(rows[index].pixels()), rows, range(len(rows))))
 
     def _flatten(self, pixels: np.ndarray) -> np.ndarray:
         pixels = pixels[..., :1] if self.is_grey_ else pixels

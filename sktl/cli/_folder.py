@@ -104,6 +104,11 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     ------
     path : Path
         A file that is an image by its suffix and is not hidden.
+
+    Warns
+    -----
+    InputWarning
+        If a folder cannot be opened.
     """
     skipped = Counter() if skipped is None else skipped
     for place, folders, files in os.walk(folder, onerror=_warn_of_folder):

@@ -160,45 +160,62 @@ def _add_compare(commands) -> None:
 
 
 def _add_network(group, size: str) -> None:
-    group.add_argument("--backbone", default="sktl/tiny", metavar="NAME", help="see `sktl backbones` (%(default)s)")
+    group.add_argument(
+        "--backbone", default="sktl/tiny", metavar="NAME", help="a name from `sktl backbones` (default: %(default)s)"
+    )
     group.add_argument(
         "--weights",
         default="pretrained",
         metavar="FILE",
-        help="a .safetensors or .pth file with the backbone's weights (its published ones)",
+        help="a .safetensors or .pth file with the backbone's weights (default: the published ones)",
     )
-    group.add_argument("--image-size", type=_at_least(8), metavar="N", help=f"side in pixels ({size})")
-    group.add_argument("--device", default="auto", help="cpu, cuda, mps (%(default)s: the fastest there is)")
-    group.add_argument("--memory", metavar="DIR", help="folder in which embeddings are kept for the next run")
+    group.add_argument(
+        "--image-size", type=_at_least(8), metavar="N", help=f"side of the images in pixels (default: {size})"
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the fastest available)")
+    group.add_argument("--memory", metavar="DIR", help="a folder to keep embeddings in, for later runs")
 
 
 def _add_experiment(group) -> None:
     group.add_argument(
-        "--strategies", type=_names, default=STRATEGIES, metavar="A,B,...", help=f"names ({','.join(STRATEGIES)})"
+        "--strategies",
+        type=_names,
+        default=STRATEGIES,
+        metavar="A,B,...",
+        help=f"ways of transfer to try (default: {','.join(STRATEGIES)})",
     )
     group.add_argument(
-        "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (%(default)s)"
+        "--epochs", type=_at_least(1), default=5, metavar="N", help="passes over the images (default: %(default)s)"
     )
     group.add_argument(
         "--learning-rate",
         type=_positive,
         metavar="R",
-        help="highest learning rate of the head (the strategy's own; 0.003 for digits)",
+        help="highest learning rate of the head (default: the strategy's own; 0.003 for digits)",
     )
     group.add_argument(
-        "--cv", type=_at_least(2), default=3, metavar="K", help="folds of the cross-validation (%(default)s)"
+        "--cv", type=_at_least(2), default=3, metavar="K", help="folds of the cross-validation (default: %(default)s)"
     )
     group.add_argument(
-        "--test-size", type=_fraction, default=0.25, metavar="F", help="share set aside for the test (%(default)s)"
+        "--test-size",
+        type=_fraction,
+        default=0.25,
+        metavar="F",
+        help="share of the images set aside for the test (default: %(default)s)",
     )
     group.add_argument(
-        "--max-images", type=_at_least(10), metavar="N", help="use a random part of the images, to be quicker (all)"
+        "--max-images",
+        type=_at_least(10),
+        metavar="N",
+        help="use at most N images, chosen at random, to be quicker (default: all)",
     )
     group.add_argument(
-        "--jobs", type=_at_least(1), metavar="N", help="folds trained side by side (one per core; 1 on a GPU)"
+        "--jobs", type=_at_least(1), metavar="N", help="folds to train in parallel (default: one per core; 1 on a GPU)"
     )
-    group.add_argument("--random-state", type=_at_least(0), default=0, metavar="N", help="the seed (%(default)s)")
-    group.add_argument("--out", metavar="DIR", help="where the results are written (sktl-compare/<name of the data>)")
+    group.add_argument(
+        "--random-state", type=_at_least(0), default=0, metavar="N", help="the random seed (default: %(default)s)"
+    )
+    group.add_argument("--out", metavar="DIR", help="folder for the results (default: sktl-compare/<name of the data>)")
 
 
 def _add_predict(commands) -> None:
@@ -216,7 +233,7 @@ def _add_predict(commands) -> None:
         "--runtime",
         choices=("auto", "onnx"),
         default="auto",
-        help="onnx: let onnxruntime do it (%(default)s: for .onnx files)",
+        help="onnx runs any model with onnxruntime; auto only .onnx files (default: %(default)s)",
     )
     command.add_argument("--csv", action="store_true", help="print comma-separated values with a header")
 
@@ -260,13 +277,25 @@ def _add_embed(commands) -> None:
         description=_EMBED_TEXT,
         epilog=_EMBED_EXAMPLES,
     )
-    command.add_argument("source", metavar="DIR|FILE.parquet", help="a folder of images, or of Parquet files, or one")
-    command.add_argument("--out", required=True, metavar="DIR|URL", help="the folder of Parquet files to write")
-    table = command.add_argument_group("a source of Parquet files")
-    table.add_argument("--column", metavar="NAME", help="holds paths or the bytes of images (the only one that may)")
-    table.add_argument("--keep", type=_columns, default=(), metavar="A,B,...", help="columns to keep beside (none)")
     command.add_argument(
-        "--rows-per-shard", type=_at_least(1), default=1024, metavar="N", help="rows per file (%(default)s)"
+        "source", metavar="DIR|FILE.parquet", help="a folder of images, a folder of Parquet files, or one Parquet file"
+    )
+    command.add_argument("--out", required=True, metavar="DIR|URL", help="the folder of Parquet files to write")
+    table = command.add_argument_group("if the source is Parquet files")
+    table.add_argument(
+        "--column",
+        metavar="NAME",
+        help="the column with the paths or bytes of the images (needed if several may hold them)",
+    )
+    table.add_argument(
+        "--keep",
+        type=_columns,
+        default=(),
+        metavar="A,B,...",
+        help="columns to keep beside the embeddings (default: none)",
+    )
+    command.add_argument(
+        "--rows-per-shard", type=_at_least(1), default=1024, metavar="N", help="rows per file (default: %(default)s)"
     )
     _add_network(command.add_argument_group("the network"), size="the backbone's own")
 
@@ -280,20 +309,36 @@ def _add_serve(commands) -> None:
         epilog=_SERVE_EXAMPLES,
     )
     _add_model(command, "the model.sktl of `sktl compare`, or an .onnx file")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    command.add_argument("--port", type=_at_least(0), default=8000, metavar="N", help="0: a free one (%(default)s)")
-    command.add_argument("--name", help="what the page calls the model (taken from the file's path)")
-    command.add_argument("--gallery", metavar="DIR", help="a folder of images; the most similar ones are shown")
-    limits = command.add_argument_group("what a request may take")
-    limits.add_argument(
-        "--max-upload", type=_at_least(1), default=32, metavar="MB", help="its length (%(default)s MiB)"
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, for this machine alone)"
     )
-    limits.add_argument("--max-images", type=_at_least(1), default=64, metavar="N", help="its images (%(default)s)")
+    command.add_argument(
+        "--port",
+        type=_at_least(0),
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 takes a free one (default: %(default)s)",
+    )
+    command.add_argument("--name", help="what the page calls the model (default: taken from the path of MODEL)")
+    command.add_argument(
+        "--gallery", metavar="DIR", help="a folder of images; the page shows those most similar to a picture"
+    )
+    limits = command.add_argument_group("limits of a request")
     limits.add_argument(
-        "--max-pixels", type=_at_least(1), default=50_000_000, metavar="N", help="pixels of an image (%(default)s)"
+        "--max-upload", type=_at_least(1), default=32, metavar="MIB", help="its size in MiB (default: %(default)s)"
     )
     limits.add_argument(
-        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds for the answer (%(default)s)"
+        "--max-images", type=_at_least(1), default=64, metavar="N", help="number of images (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max-pixels",
+        type=_at_least(1),
+        default=50_000_000,
+        metavar="N",
+        help="pixels of each image (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--timeout", type=_positive, default=60.0, metavar="S", help="seconds to the answer (default: %(default)s)"
     )
 
 
@@ -305,8 +350,10 @@ def _add_backbones(commands) -> None:
         description="List what can be named as --backbone: the networks that ship with sktl, then timm's.",
         epilog="examples:\n  sktl backbones mobilenet\n  sktl backbones 'resnet50*'\n",
     )
-    command.add_argument("filter", nargs="?", default="", metavar="FILTER", help="a part of the name, or a wildcard")
-    command.add_argument("--all", action="store_true", help="also those without published weights")
+    command.add_argument(
+        "filter", nargs="?", default="", metavar="FILTER", help="a part of the name, or a pattern with wildcards"
+    )
+    command.add_argument("--all", action="store_true", help="list also those without published weights")
 
 
 def _at_least(least: int) -> Callable[[str], int]:

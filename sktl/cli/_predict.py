@@ -63,6 +63,8 @@ def run_predict(arguments) -> int:
     for path, reason in bad:
         print(f"sktl: error: {path}: {reason}", file=sys.stderr)
     if usable is not None:
+        if arguments.proba and usable.proba is None:
+            print("sktl: warning: --proba has no effect: this model gives no probabilities", file=sys.stderr)
         (_print_csv if arguments.csv else _print_lines)(usable, arguments.proba)
     return 1 if bad else 0
 

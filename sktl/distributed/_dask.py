@@ -10,8 +10,8 @@ from sktl.exceptions import InputError
 def embed_dask(data, transformer, *, column: str | None = None):
     """Embed a Dask collection, one chunk or partition at a time.
 
-    Nothing is computed before Dask computes the result. The fitted transformer travels once to each worker that needs
-    it. What a lost worker had computed, Dask computes again.
+    Nothing is computed before Dask computes the result. The fitted transformer is sent once to each worker that needs
+    it. If a worker is lost, Dask computes its results again.
 
     Parameters
     ----------

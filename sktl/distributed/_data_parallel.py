@@ -13,19 +13,21 @@ from sktl.training import Peers, training_with
 def data_parallel(cpu: bool = False) -> Iterator[Peers]:
     """Let the processes of ``torchrun`` fit one estimator together.
 
-    All processes run the same script on the same rows. Each trains on its part of every batch, gradients are averaged,
-    and so all take the step that one process would take on the whole batch; ``batch_size`` is that of the whole.
-    In the end all have the same fitted estimator. In a script that is started by itself nothing changes.
+    All processes run the same script on the same rows. Each trains on its part of every batch and gradients are
+    averaged, so that every step is the one that a single process would take on the whole batch; ``batch_size`` is the
+    size of the whole batch. In the end all processes have the same fitted estimator. A script that is started without
+    ``torchrun`` runs as if the block were not there.
 
     Parameters
     ----------
     cpu : bool, default=False
-        Leave GPUs aside. Processes without any use the CPU, and talk through gloo.
+        Train on the CPU even if there are GPUs. Without GPUs the CPU is used in any case; there the processes
+        communicate through gloo.
 
     Yields
     ------
     peers : Peers
-        ``peers.rank`` is 0 in one of the processes: the one to write files and print.
+        ``peers.rank`` is 0 in exactly one of the processes, which should be the one to write files and to print.
 
     Raises
     ------
@@ -34,8 +36,8 @@ def data_parallel(cpu: bool = False) -> Iterator[Peers]:
 
     Notes
     -----
-    All that is random in a fit is decided by the first process, except dropout, which differs between them. Embeddings,
-    and the outputs for validation rows, are computed by each process for itself.
+    All that is random in a fit is decided by the first process, except dropout, which differs between processes.
+    Embeddings and the outputs for validation rows are computed by each process for itself.
 
     Examples
     --------

@@ -20,8 +20,7 @@ class EmbeddingModel:
 
     def __init__(self, transformer):
         check_is_fitted(transformer)
-        self.transformer = copy(transformer).set_params(cache_bytes=0, output="numpy", verbose=0)
-        self.transformer.set_output(transform="default")
+        self.transformer = copy(transformer).set_params(cache_bytes=0, verbose=0)
 
     @property
     def width(self) -> int:
@@ -32,7 +31,7 @@ class EmbeddingModel:
         """Compute embeddings of shape (n, width), float32; none for no rows."""
         if len(X) == 0:
             return np.empty((0, self.width), dtype=np.float32)
-        return self.transformer.transform(X)
+        return self.transformer._transform_with_stats(X)[0]  # whatever container its user has asked for
 
     def __getstate__(self) -> dict[str, Any]:
         # A stored transformer forgets its folder, for it may be read elsewhere; here all workers are to share it.

@@ -29,16 +29,16 @@ def embed_ray(
 
     Images are read, decoded and resized by stateless tasks on all CPUs, and embedded by actors that each hold the
     network; Ray keeps either stage from running ahead of the other. (Where actors have no GPU, Ray may let them do
-    both.) An actor that dies is started again, and the rows it was at are computed again. Nothing is computed before
-    the dataset is read.
+    both.) An actor that dies is started again, and the rows that it was working on are computed again. Nothing is
+    computed before the dataset is read.
 
     Parameters
     ----------
     dataset : ray.data.Dataset
         With a column of paths, bytes or arrays.
     transformer : PretrainedFeatureTransformer
-        Fitted. With a ``memory``, which all workers have to reach, images are decoded in the actors, and only those
-        that are not found there.
+        Fitted. If it has a ``memory``, which all workers have to reach, the actors decode the images themselves, and
+        only those whose embeddings are not found there.
     column : str, default=None
         The column that holds the images; may be left out if there is only one.
     output_column : str, default="embedding"
@@ -46,7 +46,7 @@ def embed_ray(
     batch_size : int, default=256
         Rows per task.
     num_actors : int or (int, int), default=1
-        How many actors, or the least and the most.
+        Number of actors, or their least and largest number.
     num_cpus : float, default=1
         Cores of each actor.
     num_gpus : float, default=0
@@ -177,7 +177,7 @@ class _PreparedRow:
 
 
 def report_to_tune() -> EpochReport:
-    """Make a callback that reports each epoch of a fit to Ray Tune, whose schedulers then stop the trials that lag.
+    """Make a callback that reports each epoch of a fit to Ray Tune, whose schedulers can then stop trials early.
 
     Returns
     -------

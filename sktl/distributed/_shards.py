@@ -25,16 +25,16 @@ _SUFFIX = ".parquet"
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The rows of one file, those without an embedding left out.
+    """The rows of one file that have an embedding.
 
     Parameters
     ----------
     names : list of str
-        What the rows are called.
+        Names of the rows.
     embeddings : ndarray of shape (n, width), float32
         One row per name.
     columns : dict of str to list
-        What else was kept of each row.
+        The further columns.
     """
 
     names: list[str]
@@ -77,20 +77,20 @@ class ShardReport:
 
 
 def embed_to_parquet(rows: Iterable, out, transformer, *, rows_per_shard: int = 1024) -> ShardReport:
-    """Embed a stream of images into a folder of Parquet files; started again, go on where the last run stopped.
+    """Embed a stream of images into a folder of Parquet files; a run that is started again goes on where it stopped.
 
     Each file holds the columns ``name``, ``hash`` (of the image's content), ``error`` (why there is no embedding, or
-    null), ``embedding`` and what else was given; its metadata name the backbone and its fingerprint. A file appears
-    when it is complete. At most the rows of one unfinished file are computed twice; with a folder as the
-    transformer's ``memory``, none.
+    null), ``embedding`` and the further columns that were given; its metadata name the backbone and its fingerprint.
+    A file appears when it is complete, so that a run that was stopped repeats the rows of one file at most, and none
+    of them goes through the network again if the transformer's ``memory`` is a folder.
 
     Parameters
     ----------
     rows : iterable of (str, image) or (str, image, dict)
-        A name that no other row has (one that a file holds already is passed over), a path, bytes, Pillow image or
-        array, and further columns. Read as they are needed, and never held all at once.
+        A unique name, an image (a path, bytes, a Pillow image or an array), and further columns. Rows whose name is
+        in one of the files already are skipped. The rows are read as they are needed, and never held all at once.
     out : path-like or str
-        The folder, by custom called ``*.parquet``, or a URL that fsspec knows. One run at a time may write to it.
+        The folder, usually called ``*.parquet``, or a URL that fsspec knows. Only one run at a time may write to it.
     transformer : PretrainedFeatureTransformer
         Fitted.
     rows_per_shard : int, default=1024
@@ -99,7 +99,7 @@ def embed_to_parquet(rows: Iterable, out, transformer, *, rows_per_shard: int = 
     Returns
     -------
     report : ShardReport
-        What was found and what was done. Rows that cannot be read are in it, and in the files without an embedding.
+        What was found and what was done. It lists the rows that cannot be read; in the files, these have no embedding.
 
     Raises
     ------
@@ -188,16 +188,17 @@ def read_parquet_rows(
     files : iterable of path
         The files.
     column : str, default=None
-        The column of paths, of bytes, or of Hugging Face's pairs of both; may be left out if there is only one.
+        The column of paths, of bytes, or of Hugging Face's pairs of both; needed only if several columns may hold
+        images.
     keep : sequence of str, default=()
         Columns to keep beside the embeddings.
     root : path, default=None
-        A folder above the files, that the names of rows start from; None names them by the paths as they are given.
+        A folder above the files: rows are named by the path of their file from there. None takes the path as given.
 
     Yields
     ------
     row : (str, image, dict)
-        Named by its file and its place there.
+        Its name consists of its file and its place there, as in ``"shop.parquet:17"``.
 
     Raises
     ------
@@ -256,7 +257,7 @@ def _further_columns(part, kept):
     arrow = _pyarrow()
     keys = list(part[0].more) if kept is None else kept
     for row in part:
-        if list(row.more) != keys:
+        if row.more.keys() != set(keys):
             raise ShardError(
                 f"The row {row.name!r} has the further columns {list(row.more)}, where {keys} are expected: those of "
                 "the rows before it. Another choice of columns needs another folder."

@@ -27,20 +27,20 @@ def export_onnx(estimator, path) -> Path:
     """Write a fitted estimator as an ONNX graph, which onnxruntime and others run without Python.
 
     The graph starts after decoding and resizing. Its one input ``images`` is a batch of any size of 8-bit RGB pixels,
-    a uint8 tensor of shape (n, height, width, 3), upright, and resized and cropped to the input size of the backbone;
-    how, is in the file's metadata. The graph does the rest: it scales the pixels to [0, 1], normalises each channel,
+    a uint8 tensor of shape (n, height, width, 3), upright, and resized and cropped to the input size of the backbone
+    as the file's metadata says. The graph does the rest: it scales the pixels to [0, 1], normalises each channel,
     and runs the network and what comes after it, in float32.
 
     Parameters
     ----------
     estimator : estimator
         A fitted :class:`PretrainedFeatureTransformer`, :class:`FineTuneClassifier` or :class:`FineTuneRegressor` with
-        any strategy, a ``Pipeline`` that begins with one and goes on with scikit-learn's own models (steps that are
-        ``"passthrough"`` count for nothing, and those of a pipeline in it as if they stood in its place), or a search
-        around one of these, whose best estimator is taken.
+        any strategy, a ``Pipeline`` that begins with one and goes on with scikit-learn's own models (``"passthrough"``
+        steps are ignored, and pipelines inside it are taken for their steps), or a search around one of these, of
+        which the best estimator is exported.
     path : path-like
-        The file to write, by custom ``*.onnx``. It appears when it is complete; a file of that name stays as it is
-        until then.
+        The file to write, usually called ``*.onnx``. It appears when it is complete; an earlier file of that name
+        stays as it is until then.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def export_onnx(estimator, path) -> Path:
     MissingExtraError
         If the packages of the extra ``sktl[onnx]`` are not installed.
     FileNotFoundError or NotADirectoryError
-        If the folder is not there; that is said at once.
+        If the folder does not exist; this is checked first.
 
     See Also
     --------
@@ -102,12 +102,12 @@ def to_onnx(estimator) -> bytes:
     Parameters
     ----------
     estimator : estimator
-        As there.
+        See :func:`export_onnx`.
 
     Returns
     -------
     content : bytes
-        Of an ONNX file.
+        The content of an ONNX file.
     """
     for package in _PACKAGES:
         import_extra(package, extra="onnx", caller=CALLER)

@@ -24,17 +24,17 @@ def _gives(*outputs: str):
 class OnnxModel:
     """A model read from an ONNX file that :func:`sktl.export_onnx` wrote.
 
-    Images are read, decoded and resized as the estimator did it that the file was made of; onnxruntime does the rest.
+    Images are read, decoded and resized as the exported estimator does it; onnxruntime does the rest.
 
     Parameters
     ----------
     source : path-like or bytes
         The file, or its content.
     channels : {"first", "last"}, default=None
-        Which axis of arrays holds the channels. None takes what the estimator was given; without that the shape tells,
-        and shapes that leave it open are refused.
+        Which axis of arrays holds the channels. None uses the estimator's own setting; if it had none, the axis is
+        detected from the shape, and ambiguous shapes are refused.
     root : path-like, default=None
-        Folder that relative paths in X start from, and that no path may leave.
+        Folder that relative paths in X refer to; paths that lead out of it are refused.
     max_pixels : int, default=89_478_485
         Larger images are refused before any pixel is decoded.
     batch_size : int, default=16
@@ -47,7 +47,7 @@ class OnnxModel:
     classes_ : ndarray of shape (n_classes,)
         Only of classifiers.
     multilabel_ : bool
-        Only of classifiers: whether predictions have a column for each class, with 1 where the image has it.
+        Only of classifiers: whether predictions are columns of 0 and 1, one per class.
     data_config : dict
         How images become the input of the graph.
     backbone : str
@@ -58,7 +58,7 @@ class OnnxModel:
     Raises
     ------
     ExportError
-        If it is no ONNX file, or none of sktl's.
+        If it is not an ONNX file, or was not written by :func:`sktl.export_onnx`.
     MissingExtraError
         If onnxruntime is not installed.
 
@@ -99,7 +99,7 @@ class OnnxModel:
         Raises
         ------
         InputError
-            If rows cannot be read; names them all.
+            If rows cannot be read; the message names all of them.
         """
         (predictions,) = self._run(X, "label" if self.kind == "classifier" else "predictions")
         return self._as_labels(predictions) if self.kind == "classifier" else predictions

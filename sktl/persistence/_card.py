@@ -1,6 +1,7 @@
 """A model card for people, with the header that Hugging Face's hub reads, and the way to that hub."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,29 +102,29 @@ def push_to_hub(
     Parameters
     ----------
     model : estimator or path-like
-        A fitted estimator, or a file that :func:`sktl.save` wrote.
+        A fitted estimator, or the path of a file that :func:`sktl.save` wrote.
     repo_id : str
-        ``"organisation/name"``; made if it is not there.
+        ``"organisation/name"``; created if it does not exist.
     token : str, default=None
-        None takes the one that ``hf auth login`` has stored.
+        An access token of the hub; None uses the one that ``hf auth login`` has stored.
     private : bool, default=None
-        Whether a new repository is private; None takes the organisation's way.
+        Whether a new repository is private; None uses the organisation's default.
     license : str, default=None
         A name that the hub knows, for the card.
     metrics : dict of str to float, default=None
-        For an estimator: what is known of how good it is, as in :func:`sktl.save`.
+        Scores of an estimator, as in :func:`sktl.save`. A file has its own.
     commit_message : str
-        Of the one commit that brings both files.
+        Message of the commit that adds both files.
 
     Returns
     -------
     url : str
-        Of the commit.
+        Address of the commit.
 
     Raises
     ------
     ValueError
-        If metrics are given for a file, which has its own.
+        If ``metrics`` are given together with a file.
     huggingface_hub.errors.HfHubHTTPError
         If the hub refuses.
 
@@ -143,8 +144,8 @@ def push_to_hub(
         elif metrics is not None:
             raise ValueError("The 'metrics' parameter is for estimators: a saved file has its own.")
         else:
-            inspect(model)  # what is no whole file of sktl's goes nowhere
-            place.write_bytes(Path(model).read_bytes())
+            inspect(model)  # only whole files of sktl are published
+            shutil.copyfile(model, place)
         make_card(inspect(place), license=license).save(Path(folder, "README.md"))
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -187,6 +188,6 @@ def _may_be_on_the_hub(repository: str) -> bool:
 
 def _metrics_table(info: ModelInfo) -> str:
     if not info.metrics:
-        return "Whoever made it has not said how good it is."
+        return "No scores were saved with this model."
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(info.metrics.items()))
     return f"| metric | value |\n| --- | --- |\n{rows}"

@@ -32,7 +32,7 @@ _MEMBER = re.compile(
     r"manifest\.json|estimator/(?:schema\.json|[0-9a-f-]{1,40}\.(?:npy|npz|bin))|weights/\d{1,6}\.safetensors"
 )
 _MAX_MEMBERS = 100_000
-_MAX_JSON = 2**26
+MAX_JSON = 2**26
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
@@ -57,7 +57,7 @@ def write_container(path: str | os.PathLike, members: Mapping[str, Content], man
     """
     hashes = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "members": hashes}
-    text = json.dumps(head, indent=1, ensure_ascii=False).encode()
+    text = json.dumps(head, indent=1).encode()
     with replacing(path) as unfinished, open(unfinished, "x+b") as file:
         _write_members(file, {MANIFEST: text, **members})
         extents, _ = _read_layout(file)
@@ -169,8 +169,8 @@ def parse_json(data: bytes, name: str) -> Any:
     name : str
         Of the member, for messages.
     """
-    if len(data) > _MAX_JSON:
-        raise UnsafeFileError(f"its member {name!r} has {len(data):,} bytes; at most {_MAX_JSON:,} are read.")
+    if len(data) > MAX_JSON:
+        raise UnsafeFileError(f"its member {name!r} has {len(data):,} bytes; at most {MAX_JSON:,} are read.")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -225,8 +225,8 @@ def _read_layout(file: BinaryIO) -> tuple[dict[str, Extent], str]:
         raise UnsafeFileError("there is something between its members.")
     if MANIFEST not in extents:
         raise DamagedFileError("it has no manifest.")
-    if extents[MANIFEST].size > _MAX_JSON:
-        raise UnsafeFileError(f"its manifest has {extents[MANIFEST].size:,} bytes; at most {_MAX_JSON:,} are read.")
+    if extents[MANIFEST].size > MAX_JSON:
+        raise UnsafeFileError(f"its manifest has {extents[MANIFEST].size:,} bytes; at most {MAX_JSON:,} are read.")
     return extents, seal.group(1).decode()
 
 

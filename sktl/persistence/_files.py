@@ -29,7 +29,7 @@ from sktl.exceptions import (
     VersionWarning,
     WeightsNotFoundError,
 )
-from sktl.persistence._container import Container, members_of, parse_json, write_container, zip_of
+from sktl.persistence._container import MAX_JSON, Container, members_of, parse_json, write_container, zip_of
 from sktl.persistence._summary import summarize
 from sktl.persistence._trust import Trusted, check_trust, matches, trusted_patterns, untrusted_names
 
@@ -49,15 +49,16 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     estimator : estimator
         A fitted estimator of sktl, or one of scikit-learn's around it: a ``Pipeline``, a ``GridSearchCV``.
     path : path-like
-        The file; ``model.sktl``, say. It is written beside its place and moved there when it is complete: if the disk
-        is full or the folder cannot be written to, a file that was there before is left as it is.
+        The file, such as ``model.sktl``. It is written under another name and renamed when it is complete: if the disk
+        is full or the folder cannot be written to, an earlier file of that name is left as it is.
     metrics : dict of str to float, default=None
-        What is known of how good the model is, to be shown by :func:`sktl.inspect` and in the model card.
+        Scores of the model, such as its accuracy on test data; :func:`sktl.inspect` and the model card show them.
 
     Raises
     ------
     UnsupportedObjectError
-        If the estimator holds something that has no form without pickle, such as a function without a name.
+        If the estimator holds something that has no form without pickle, such as a function without a name, or too much
+        that has to be written as JSON, such as a vocabulary of some 300,000 words.
     NotFittedError
         If it is not fitted.
 
@@ -99,6 +100,12 @@ def save(estimator: BaseEstimator, path: str | os.PathLike, *, metrics: Mapping[
     schema = json.loads(tree["schema.json"])
     _refuse_hidden(schema)
     tree["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()  # half the size
+    if len(tree["schema.json"]) > MAX_JSON:
+        raise UnsupportedObjectError(
+            f"What this {type(estimator).__name__} holds takes {len(tree['schema.json']):,} bytes of JSON, and at most "
+            f"{MAX_JSON:,} can be read. The usual reason is a large dict, such as the vocabulary of a text vectorizer: "
+            "make it smaller, or use pickle or joblib for people who trust you."
+        )
     members = {f"estimator/{name}": data for name, data in tree.items()}
     members |= {f"weights/{key}.safetensors": data for key, data in shelf.blobs.items()}
     manifest = {
@@ -118,8 +125,8 @@ def load(path: str | os.PathLike, trusted: Trusted = None, *, weights: str | os.
     path : path-like
         The file.
     trusted : list of str or type, default=None
-        Classes and functions that may be looked up beside scikit-learn's and sktl's own: types, or their full names,
-        in which wildcards may stand (``"torch.nn.*"``). Needed for networks of your own, and for decision trees, whose
+        Classes and functions that may be imported besides scikit-learn's and sktl's own: types, or their full names,
+        possibly with wildcards (``"torch.nn.*"``). Needed for networks of your own, and for decision trees, whose
         arrays scikit-learn does not check.
     weights : path-like, default=None
         The file with the public weights, where the estimator was made with ``persist="reference"`` and a file.
@@ -132,20 +139,20 @@ def load(path: str | os.PathLike, trusted: Trusted = None, *, weights: str | os.
     Raises
     ------
     DamagedFileError
-        If the file is truncated, was changed, or is none of sktl's.
+        If the file is truncated, was changed, or was not written by sktl.
     UnsafeFileError
-        If it is made as no file of sktl is.
+        If it contains something that :func:`sktl.save` never writes.
     UntrustedTypeError
-        If it names other classes or functions.
+        If it names classes or functions that are not trusted.
     WeightsNotFoundError, WeightsMismatchError
-        If it refers to public weights that cannot be found, or are others than it was made from.
+        If it refers to public weights that cannot be found, or that differ from those it was made from.
     FormatVersionError
-        If it was written by a newer version of sktl, in a form not known here.
+        If it was written by a newer version of sktl, in a format that this version cannot read.
 
     Warns
     -----
     VersionWarning
-        If other versions of sktl, scikit-learn, torch or timm wrote it.
+        If it was written with other versions of sktl, scikit-learn, torch or timm.
 
     See Also
     --------

@@ -12,7 +12,7 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file says about the model in it; printing it shows all.
+    """What a file says about the model in it; print it for a summary.
 
     Parameters
     ----------
@@ -21,27 +21,27 @@ class ModelInfo:
     size : int
         Its size in bytes.
     format_version : int
-        Of the file's form.
+        Version of the file's format.
     created : str
         When it was written, in UTC.
     versions : dict of str to str
-        What wrote it.
+        Versions of Python and of the packages that wrote it.
     estimator : str
-        Classes of the estimators.
+        Names of the estimators' classes.
     task : str or None
-        "classifier", "regressor" or "transformer", where it is one.
+        "classifier", "regressor", "transformer", or None for anything else.
     classes : list or None
-        The labels, where it is a classifier.
+        The labels of a classifier.
     networks : list of dict
         Backbone, strategy, sizes and fingerprint of each network.
     training_data : dict or None
         Number of rows and SHA-256 of what it was fitted on, where known.
     metrics : dict of str to float
-        What was given to :func:`sktl.save`.
+        Scores that were given to :func:`sktl.save`.
     members : dict of str to dict
         Size and SHA-256 of each part of the file.
     untrusted : list of str
-        Names that :func:`sktl.load` asks to be trusted.
+        Names that :func:`sktl.load` only accepts if they are among its ``trusted``.
     """
 
     path: str
@@ -93,11 +93,11 @@ def inspect(path: str | os.PathLike) -> ModelInfo:
     Raises
     ------
     DamagedFileError, UnsafeFileError, FormatVersionError
-        If the file is not as :func:`sktl.save` writes them.
+        If it is not a whole file that :func:`sktl.save` wrote, or one of a newer version.
 
     Notes
     -----
-    What is shown is what the file says of itself. The hashes tell that it is as it was written, not who wrote it.
+    The file describes itself. Its hashes show that it has not changed since it was written, not who wrote it.
 
     Examples
     --------

@@ -40,13 +40,7 @@ _HARMLESS = {
     "sklearn.utils._metadata_requests.MethodMetadataRequest",
 }
 
-
-_REASONS = {
-    "sklearn.tree._tree.Tree": "(scikit-learn does not check the bounds of a tree's arrays: a forged one can crash.)",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": (
-        "(scikit-learn does not check the bounds of a tree's arrays: a forged one can crash.)"
-    ),
-}
+_TREES = {"sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"}
 
 
 def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -65,11 +59,12 @@ def check_trust(found: Iterable[str], patterns: Sequence[str]) -> list[str]:
         If there are others; none of them was imported.
     """
     names = sorted(found)
-    unknown = [name for name in names if not _is_known(name) and not matches(name, patterns)]
+    unknown = [name for name in untrusted_names(names) if not matches(name, patterns)]
     if unknown:
-        reasons = "".join(f" {_REASONS[name]}" for name in unknown if name in _REASONS)
+        trees = " (scikit-learn does not check the bounds of a tree's arrays: a forged one can crash.)"
         raise UntrustedTypeError(
-            f"it names what is neither a plain part of scikit-learn nor one of sktl: {', '.join(unknown)}.{reasons} "
+            f"it names what is neither a plain part of scikit-learn nor one of sktl: {', '.join(unknown)}."
+            f"{'' if _TREES.isdisjoint(unknown) else trees} "
             "Such a file can do what they do. If you made it yourself, or trust whoever did and know each of them, "
             "pass them to sktl.load in the list trusted=; 'torch.nn.*' stands for all layers of torch.",
             unknown,

@@ -1,8 +1,11 @@
 """What answers look like, and how the documentation describes them."""
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from sktl.serving._gallery import Gallery, Similar
 from sktl.serving._limits import Limits
@@ -53,6 +56,14 @@ REFUSED: dict[int | str, dict[str, Any]] = {
     422: _example("Images that cannot be used, each with the reason", _BAD),
     503: {"description": "Too busy, or too slow; try again"},
 }
+
+
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII, which also has a form for names of files and classes that are not valid UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """Return what is sent."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def predictions_of(

@@ -7,11 +7,10 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from sktl.exceptions import InputError
-from sktl.serving._answers import CARD, PREDICTIONS, REFUSED, UPLOAD, card_of, predictions_of
+from sktl.serving._answers import CARD, PREDICTIONS, REFUSED, UPLOAD, AsciiJSONResponse, card_of, predictions_of
 from sktl.serving._batcher import Batcher, Busy
 from sktl.serving._errors import Refusal
 from sktl.serving._gallery import Gallery
@@ -39,18 +38,19 @@ def make_app(
     model : estimator or ServedModel
         Fitted, with ``predict``, for images.
     name : str, default="model"
-        What the page and the card call it.
+        Name of the model on its page and card.
     limits : Limits, default=None
-        Bounds on what clients may ask for; None takes the defaults.
+        Bounds on what clients may ask for; None uses the defaults.
     gallery : Gallery, default=None
-        Images to compare with.
+        Images of which the most similar ones can be shown with each prediction.
     facts : dict, default=None
-        What else the card shall say of the model, JSON-able: scores, training data.
+        Further facts for the model's card, such as scores or the training data; must be serialisable as JSON.
 
     Returns
     -------
     app : FastAPI
-        For any ASGI server; its threads start and end with the application's lifespan.
+        For any ASGI server. Its threads start and end with its lifespan; where it is mounted in another application,
+        enter ``app.router.lifespan_context(app)`` in that application's lifespan.
 
     Raises
     ------
@@ -131,7 +131,9 @@ class Service:
             rows = [(index, names[index], reason) for index, reason in sorted(answer.reasons.items())]
             raise Refusal(422, _summary(rows, len(names)), rows)
         self.metrics.images.inc(len(names))
-        similar = self.gallery.most_similar(answer.embeddings, n_similar) if n_similar else None
+        similar = None
+        if n_similar:
+            similar = await run_in_threadpool(self.gallery.most_similar, answer.embeddings, n_similar)
         return predictions_of(answer, names, self.model.classes, similar)
 
     async def _ask(self, images: list[bytes]) -> Any:
@@ -169,7 +171,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         The answer holds, for each image in the order of the files, the label and the probability of every class (or, of
         a regressor, the numbers). If one image cannot be used, none is predicted, and the answer names all such images.
         """
-        return JSONResponse(await service.predict(request, similar))
+        return AsciiJSONResponse(await service.predict(request, similar))
 
 
 def _add_facts(app: FastAPI, service: Service, card: dict[str, Any]) -> None:
@@ -181,7 +183,7 @@ def _add_facts(app: FastAPI, service: Service, card: dict[str, Any]) -> None:
     @app.get("/model", summary="The model's card", responses={200: CARD})
     async def model() -> Response:
         """Say what the model is: classes, backbone, strategy, versions, and what a request may hold."""
-        return JSONResponse(card)
+        return AsciiJSONResponse(card)
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
     async def metrics() -> Response:

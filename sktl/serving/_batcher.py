@@ -128,7 +128,8 @@ class Batcher:
                 return self._begin(job)
             if self._closed and not self._ready:
                 return None
-            self._changed.wait(seconds)
+            # Asked again: the jobs that kept a pass waiting may just have been dropped.
+            self._changed.wait(self._seconds_to_pass())
 
     def _seconds_to_pass(self) -> float | None:
         """Return how long the next pass may still wait for more images; None if there is none to be run here."""

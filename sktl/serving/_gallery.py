@@ -35,7 +35,7 @@ class Similar(NamedTuple):
 
 
 class Gallery:
-    """The images of a folder with their embeddings.
+    """The images of a folder with their embeddings, to find those most similar to another image.
 
     Parameters
     ----------
@@ -51,18 +51,18 @@ class Gallery:
     names : list of str
         Of the images that can be read.
     bad : list of (str, str)
-        Names of the others, and why they cannot.
+        Names of the others, and why they cannot be read.
 
     Raises
     ------
     InputError
-        If the model has no network that embeds images, or none of them can be read.
+        If the model has no network that embeds images, or none of the images can be read.
     """
 
     def __init__(self, paths: Sequence, root, model: ServedModel):
         if not model.shares_passes:
             raise InputError(
-                "A gallery needs a model of sktl's, or a Pipeline that begins with one: what else embeds its images?"
+                "A gallery compares embeddings: serve an estimator of sktl, or a Pipeline that begins with one."
             )
         if not paths:
             raise InputError(f"There is no image in the folder {str(root)!r}.")

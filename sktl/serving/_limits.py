@@ -5,24 +5,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what one request, and all of them together, may take.
+    """Bounds on what one request, and all requests together, may take.
 
     Parameters
     ----------
     max_bytes : int, default=32 MiB
-        Length of a request's body.
+        Length of the body of a request.
     max_images : int, default=64
         Images in a request.
     max_pixels : int, default=50_000_000
         Pixels of an image; a larger one is refused before it is decoded.
     seconds_to_upload : float, default=30
-        Until the whole body must have come.
+        Time in which the whole body has to arrive.
     seconds_to_answer : float, default=60
-        Until the predictions must be there.
+        Time from then on in which the predictions have to be ready.
     max_queued_images : int, default=1024
-        Images that wait for their turn.
+        Images that may wait for their turn.
     max_bytes_at_once : int, default=512 MiB
-        Of the bodies of all requests that are under way.
+        Total length of the bodies of all requests in progress.
     """
 
     max_bytes: int = 32 * 2**20

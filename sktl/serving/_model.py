@@ -89,10 +89,10 @@ class ServedModel:
                 f"A server needs a model that predicts, got an object of type {type(self.model).__name__!r}."
             )
         check_takes_images(self.model, "The server")
-        if self.parts is not None and self.parts.is_multilabel:
-            raise InputError("The server answers with one label per image, and this model predicts several.")
         if self.parts is None and hasattr(self.model, "__sklearn_tags__"):
             check_is_fitted(self.model)
+        if hasattr(self.model, "classes_") and self._predicts_several_labels():
+            raise InputError("The server answers with one label per image, and this model predicts several.")
         self._steps, self._last = _after_embeddings(self.parts) if self.parts else ([], None)
         self.has_proba = hasattr(self.model, "predict_proba")
         self.classes = _plain(np.asarray(self.model.classes_)) if hasattr(self.model, "classes_") else None
@@ -105,6 +105,12 @@ class ServedModel:
     def shares_passes(self) -> bool:
         """Whether images of several requests go through the network together."""
         return self.parts is not None
+
+    def _predicts_several_labels(self) -> bool:
+        """Tell by predicting, where that takes no image: not all of scikit-learn's classifiers say so themselves."""
+        if self.parts is None:
+            return getattr(self.model, "multilabel_", False) or isinstance(self.model.classes_, list)
+        return np.ndim(self.parts.predictor.predict(np.zeros((1, self.parts.view.width), np.float32))) > 1
 
     def warm_up(self) -> None:
         """Predict a picture of noise, so that what is made once is made before the first request."""

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
 _FILES = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
@@ -24,8 +24,8 @@ def add_pages(app: FastAPI) -> None:
         _add_file(app, path, path.removeprefix("/"), kind)
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
-    async def docs() -> str:
-        return docs_page(app.openapi())
+    async def docs(request: Request) -> str:
+        return docs_page(app.openapi(), str(request.base_url))
 
 
 def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
@@ -36,20 +36,22 @@ def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-def docs_page(schema: dict[str, Any]) -> str:
+def docs_page(schema: dict[str, Any], url: str) -> str:
     """Describe an API in HTML.
 
     Parameters
     ----------
     schema : dict
         In OpenAPI's format.
+    url : str
+        Where the API is found, with a slash at the end.
 
     Returns
     -------
     html : str
         A page.
     """
-    title = escape(schema["info"]["title"])
+    title, url = escape(schema["info"]["title"]), escape(url)
     operations = [
         _operation(path, method, operation)
         for path, methods in schema["paths"].items()
@@ -65,11 +67,11 @@ def docs_page(schema: dict[str, Any]) -> str:
 <main class="docs">
 <h1>{title}</h1>
 <p>Try it on <a href="./">the page</a>, or from a program:</p>
-<pre>curl -F images=@one.jpg -F images=@two.jpg http://127.0.0.1:8000/predict</pre>
+<pre>curl -F images=@one.jpg -F images=@two.jpg {url}predict</pre>
 <pre>import httpx
 
 with open("one.jpg", "rb") as file:
-    answer = httpx.post("http://127.0.0.1:8000/predict", files={{"images": file}})
+    answer = httpx.post("{url}predict", files={{"images": file}})
 print(answer.json()["predictions"][0]["label"])</pre>
 <p>The same for programs: <a href="openapi.json">openapi.json</a>.</p>
 {"".join(operations)}

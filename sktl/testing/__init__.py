@@ -36,11 +36,11 @@ def image_estimator_checks_generator(
         What it takes as X: lists of file names, of ``pathlib.Path``, of PIL images or of arrays of shape (height,
         width, 3), also of different sizes, or one array of shape (n, height, width, 3). Arrays are 8-bit.
     rtol : float, default=1e-3
-        How far numbers may differ that should be the same, relative to each and to the largest of them.
+        Tolerance for numbers that should be the same, relative to each of them and to the largest of them.
     expected_failed_checks : dict of str to str, default=None
         Names of checks that are known to fail, with the reason. A name without container stands for all containers.
     mark : "xfail" or None, default=None
-        Whether expected failures are marked for pytest.
+        "xfail" marks expected failures for pytest.
 
     Yields
     ------
@@ -122,11 +122,11 @@ def check_image_estimator(
         What it takes as X: lists of file names, of ``pathlib.Path``, of PIL images or of arrays of shape (height,
         width, 3), also of different sizes, or one array of shape (n, height, width, 3). Arrays are 8-bit.
     rtol : float, default=1e-3
-        How far numbers may differ that should be the same, relative to each and to the largest of them.
+        Tolerance for numbers that should be the same, relative to each of them and to the largest of them.
     expected_failed_checks : dict of str to str, default=None
         Names of checks that are known to fail, with the reason. A name without container stands for all containers.
     on_fail : {"raise", "warn"} or None, default="raise"
-        What an unexpected failure does: end with its exception, give a warning, or nothing but its entry in the result.
+        What an unexpected failure does: raise its exception, give a warning, or only appear in the result.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def parametrize_with_image_checks(
     containers : sequence of str, default=("paths", "pathlib", "pil", "arrays", "array")
         What all of them take as X; see :func:`check_image_estimator`.
     rtol : float, default=1e-3
-        How far numbers may differ that should be the same.
+        Tolerance for numbers that should be the same.
     expected_failed_checks : callable, default=None
         Takes an estimator, returns the names of checks that are known to fail with the reason.
 

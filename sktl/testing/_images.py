@@ -111,8 +111,8 @@ def fitted(estimator, pictures: Pictures, container: str):
 def outputs(estimator, X) -> dict[str, np.ndarray]:
     """Return what each method of an estimator gives; labels only where no method gives numbers."""
     methods = [method for method in SCORES if hasattr(estimator, method)]
-    if not methods or is_regressor(estimator) or not is_classifier(estimator):
-        methods += [method for method in ("predict",) if hasattr(estimator, method)]
+    if (not methods or not is_classifier(estimator)) and hasattr(estimator, "predict"):
+        methods.append("predict")
     return {method: np.asarray(getattr(estimator, method)(X)) for method in methods}
 
 

@@ -29,6 +29,7 @@ from sktl import FineTuneClassifier, FineTuneRegressor
 from sktl.backbones import Backbone
 from sktl.embedding import default_store
 from sktl.exceptions import DamagedFileError, UnsupportedObjectError, UntrustedTypeError, VersionWarning
+from sktl.persistence import _files
 from sktl.strategies import JointTraining
 
 X, Y = digits()
@@ -228,6 +229,20 @@ def test_what_has_no_plain_form_is_refused(models, tmp_path):
     with pytest.raises(UnsupportedObjectError, match="no form without pickle"):
         sktl.save(model, tmp_path / "model.sktl")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_could_not_be_read_again_is_refused(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "MAX_JSON", 1000)
+    with pytest.raises(UnsupportedObjectError, match="bytes of JSON, and at most 1,000 can be read"):
+        sktl.save(models["feature_extraction"], tmp_path / "model.sktl")
+    assert os.listdir(tmp_path) == []
+
+
+def test_labels_that_are_no_text_come_back(tmp_path):
+    """As folders have them whose names are bytes of another encoding."""
+    model = make_classifier().fit(X, np.where(Y == "class 1", "caf\udce9", "tea"))
+    sktl.save(model, tmp_path / "model.sktl")
+    np.testing.assert_array_equal(sktl.load(tmp_path / "model.sktl").classes_, model.classes_)
 
 
 def test_other_versions_are_named_in_a_warning(models, tmp_path, monkeypatch):

@@ -165,6 +165,24 @@ def test_cancelled_requests_cost_nothing(model):
     assert b"cancelled" not in model.decoded
 
 
+def test_images_do_not_wait_for_requests_that_were_given_up(model):
+    model.n_threads = 1
+    model.may_run.set()
+    batcher, given_up, decode = Batcher(model, 40), [], model.prepare
+
+    def prepare(image):
+        given_up.append(batcher.submit([b"given up"]))
+        assert given_up[-1].cancel()
+        return decode(image)
+
+    model.prepare = prepare
+    kept = batcher.submit([b"kept"])
+    try:
+        assert kept.result(20) == [4]
+    finally:
+        batcher.close()
+
+
 def test_end(model, batcher):
     answer = batcher.submit([b"last"])
     model.may_run.set()

@@ -52,6 +52,7 @@ def test_pages_load_nothing_from_elsewhere(client, path):
 
 def test_docs_describe_every_address(client):
     page = client.get("/docs").text
+    assert f"images=@two.jpg {client.base_url}/predict" in page
     for path in client.get("/openapi.json").json()["paths"]:
         assert f" {path}</code>" in page
     assert "/predict" in page

@@ -1,12 +1,17 @@
 """Images beside the predictions: the most similar ones, and nothing else of the disk."""
 
 import io
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from servers import running
+from small_models import make_network
 
+from sktl import FineTuneClassifier
 from sktl.exceptions import InputError
 from sktl.serving import Gallery, ServedModel, make_app
 
@@ -63,6 +68,20 @@ def test_thumbnails(client, folder, gallery):
 @pytest.mark.parametrize("path", ["8.jpg", "-1.jpg", "../disc/0.png", "x.jpg", "%2e%2e%2fdisc%2f0.png"])
 def test_other_files_are_not_served(client, path):
     assert client.get(f"/gallery/{path}").status_code in (404, 422)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
+def test_names_that_are_not_valid_utf8(image_paths, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(Path(image_paths[0][0]).read_bytes())
+    labels = np.where(image_paths[1] == "disc", "caf\udce9", "tea")
+    options = {"image_size": 16, "cache_bytes": 0}
+    model = FineTuneClassifier(make_network(), "feature_extraction", **options).fit(image_paths[0], labels)
+    with running(make_app(model, gallery=Gallery([path], tmp_path, ServedModel(model, 10**6)))) as client:
+        answer = client.post("/predict?similar=1", files={"image": path.read_bytes()}).json()
+        assert client.get("/model").json()["classes"] == ["caf\udce9", "tea"]
+    assert answer["predictions"][0]["label"] == model.predict([str(path)])[0]
+    assert answer["predictions"][0]["similar"][0]["name"] == path.name
 
 
 def test_file_that_is_gone(model, folder, tmp_path):

@@ -9,6 +9,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_models import make_network
@@ -175,6 +177,18 @@ def test_exported_graphs_are_served(model, contents):
     assert [row["index"] for row in bad.json()["rows"]] == [1]
 
 
+def test_mounted_in_another_application(model, contents):
+    from fastapi import FastAPI
+
+    mounted = make_app(model)
+    app = FastAPI(lifespan=lambda app: mounted.router.lifespan_context(mounted))
+    app.mount("/shapes", mounted)
+    with running(app) as client:
+        answer = client.post("/shapes/predict", files=as_files(contents[:2]))
+        assert client.get("/shapes/metrics").status_code == 200
+    np.testing.assert_array_equal(proba_of(answer), model.predict_proba(contents[:2]))
+
+
 class TestRefusedModels:
     def test_transformer(self, image_paths):
         with pytest.raises(InputError, match=r"needs a model that predicts, got .*'PretrainedFeatureTransformer'"):
@@ -187,4 +201,12 @@ class TestRefusedModels:
     def test_rows_of_numbers(self):
         model = FineTuneClassifier(make_network(), "feature_extraction", **SMALL).fit(np.eye(4), [0, 1, 0, 1])
         with pytest.raises(InputError, match="this model was fitted on numbers"):
+            make_app(model)
+
+    @pytest.mark.parametrize("last", [KNeighborsClassifier(3), OneVsRestClassifier(LogisticRegression())], ids=repr)
+    def test_several_labels_of_a_model_behind_the_embeddings(self, last, image_paths):
+        paths, labels = image_paths
+        targets = np.stack([labels == label for label in ("disc", "square")], axis=1).astype(int)
+        model = make_pipeline(PretrainedFeatureTransformer(make_network(), **SMALL), last).fit(paths, targets)
+        with pytest.raises(InputError, match="one label per image"):
             make_app(model)
