@@ -2,16 +2,16 @@
 Embeddings or pixels?
 =====================
 
-What does a pretrained network know that the pixels do not tell? We hide most labels of scikit-learn's handwritten
-digits and train the same classic model twice: on the raw pixels, and on the embeddings of the frozen backbone
-``"sktl/tiny"``, which has never seen a digit from this data set.
+How much does a pretrained network add to the raw pixels? We hide most labels of scikit-learn's handwritten digits and
+train the same classic model twice: on the raw pixels, and on the embeddings of the frozen backbone ``"sktl/tiny"``,
+which has never seen a digit from this data set.
 """
 
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# The images are 8 x 8 pixels with 17 shades of grey; we make them the 8-bit images that they would be in a file, and
-# give them an axis for the one channel that they have.
+# The images are 8 x 8 pixels with 17 shades of grey; we convert them to 8-bit images, as in a file, and add an axis for
+# their one channel.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
@@ -37,8 +37,8 @@ for ax, image in zip(axes.flat, X, strict=False):
 # Two models
 # ----------
 #
-# They differ in one step. The transformer resizes the images, normalises them as the backbone is used to, and returns
-# one row of numbers per image.
+# They differ in one step. The transformer resizes the images, normalises them as in the backbone's training, and
+# returns one row of numbers per image.
 
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -65,7 +65,7 @@ models = {
 # ----------------------
 #
 # Every subset is drawn five times; the bands show how much the accuracy depends on the luck of the draw. The embeddings
-# of the 1200 images are computed once, not once per fit: they are remembered.
+# of the 1200 images are computed once, not once per fit, because sktl keeps them.
 
 import numpy as np
 from sklearn.model_selection import StratifiedShuffleSplit

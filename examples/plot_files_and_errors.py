@@ -80,7 +80,8 @@ print("test:", round(model.score(test_files, test_labels), 2))
 # A broken file
 # -------------
 #
-# Half of a file is not an image. The error says which row it is, what it is called, and what is wrong with it.
+# We truncate a file, so it is no longer an image. The error gives the row, the name of the file, and what is wrong with
+# it.
 
 broken = collection / "broken.png"
 broken.write_bytes(files[0].read_bytes()[:100])

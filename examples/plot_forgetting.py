@@ -2,8 +2,8 @@
 What does a network forget?
 ===========================
 
-A network that goes on to learn a new task forgets the old one, unless something speaks for it. Four ways to go on,
-after Li and Hoiem [1]_: each is a point, by what it gains on the new task and what it keeps of the old one.
+A network that goes on to learn a new task forgets the old one, unless something protects it. We compare four ways to go
+on, after Li and Hoiem [1]_: by what each gains on the new task and what it keeps of the old one.
 :doc:`/user_guide/which_way` explains the ways.
 """
 
@@ -11,7 +11,7 @@ after Li and Hoiem [1]_: each is a point, by what it gains on the new task and w
 # Two tasks
 # ---------
 #
-# The digits 0 to 4 play the old task, 5 to 9 the new one.
+# The digits 0 to 4 are the old task, 5 to 9 the new one.
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -36,8 +36,8 @@ print(f"the old task, before: {first.score(X_test[old_test], y_test[old_test]):.
 # Four ways to go on
 # ------------------
 #
-# The fitted classifier is the backbone of the next one. Its last layer stays beside it as the *old head*, and
-# ``score_original`` asks that. Joint training alone is given the old images.
+# The fitted classifier is the backbone of the next one. Its last layer is kept as the *old head*, which
+# ``score_original`` uses. Only joint training is given the old images.
 
 import pandas as pd
 
@@ -67,9 +67,9 @@ results.round(3)
 # -----------
 #
 # On the new task the four are level: what the network knew of digits suffices, and a step to the right is one or two
-# images. They differ in what they keep. Feature extraction keeps all of the old task, for nothing moves. Fine-tuning
-# forgets. Learning without forgetting has the old network's answers on the *new* images to hold on to, joint training
-# the old images themselves.
+# images. They differ in what they keep. Feature extraction keeps all of the old task, because no weight of the network
+# changes. Fine-tuning forgets. Learning without forgetting trains on the old network's answers for the *new* images,
+# joint training on the old images themselves.
 
 import matplotlib.pyplot as plt
 

