@@ -203,6 +203,16 @@ def test_a_network_that_nobody_has_is_not_kept(make_view):
     assert first() is None
 
 
+def test_a_runner_goes_on_with_the_view_that_is_left(make_view, network):
+    first, second = make_view(network), make_view(network)
+    settings = (CPU, torch.float32, "torch", MEAN, STD, cpu_share())
+    get_runner(first, *settings)
+    runner = get_runner(second, *settings)
+    del first
+    gc.collect()
+    assert runner(torch.zeros((2, 32, 32, 3), dtype=torch.uint8)).shape == (2, 24)
+
+
 def test_clear_cache(view):
     share = cpu_share()
     first = get_runner(view, CPU, torch.float32, "torch", MEAN, STD, share)
