@@ -295,8 +295,11 @@ def _openvino_core(process_id):
 
 
 def _copied_network(runner):
-    network = copy.deepcopy(runner.view.module).eval().requires_grad_(False)
-    return network.to(device=runner.device, memory_format=torch.channels_last)
+    network = copy.deepcopy(runner.view.module).eval().requires_grad_(False).to(runner.device)
+    for weight in network.parameters():
+        if weight.dim() == 4:  # Module.to(memory_format=) raises an error for weights of five axes
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def _least_cosine(rows, reference):
