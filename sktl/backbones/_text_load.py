@@ -246,7 +246,7 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
 
 
 def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
-    """Return how many tokens the encoder takes: as its files say, or what its table of positions holds."""
+    """Return how many tokens the encoder takes: as its files say, or as many as it has positions."""
     named = [usage["limit"], tokenizer.model_max_length]
     named = [int(limit) for limit in named if limit and limit < _NO_LIMIT]
     positions = getattr(config, "max_position_embeddings", None)
@@ -254,6 +254,9 @@ def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
         return min(named, default=_LIMIT_OF_ENDLESS)
     if named and min(named) < positions:
         return min(named)
+    tables = (part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding))
+    if positions not in tables:  # positions are computed: one is as good as another, and a pass on all costs gigabytes
+        return positions
     word = 1 if module.pad_token == 0 else 0
     try:
         with torch.inference_mode():
