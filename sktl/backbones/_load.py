@@ -186,8 +186,7 @@ def _overrides(
     data_config: Mapping[str, Any] | None, image_size: int | tuple[int, int] | None, kind: str
 ) -> dict[str, Any]:
     """Return what is to be changed of a data config, for a backbone that takes images or texts."""
-    given = (data_config or {}).items()
-    overrides = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
+    overrides = {key: _plain(value) for key, value in (data_config or {}).items() if value is not None}
     known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -199,6 +198,13 @@ def _overrides(
     if kind == "images":
         ImagePreprocessor({"input_size": (3, 224, 224), **overrides})  # refuses what no image can be brought to
     return overrides
+
+
+def _plain(value: Any) -> Any:
+    """Return what holds numbers of numpy with Python's own, which JSON knows."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
