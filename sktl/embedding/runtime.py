@@ -312,8 +312,8 @@ def is_out_of_memory(error):
     """Whether an exception of torch says that memory did not suffice, on any device."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    message = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+    said = ("out of memory", "can't allocate memory", "not enough memory")  # by GPUs, and by CPUs under Linux and Windows
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 # The runners of the process -----------------------------------------------------------------------------------------
