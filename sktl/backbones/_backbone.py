@@ -286,7 +286,7 @@ def build_from_recipe(recipe: dict[str, Any], drop_path: float = 0.0) -> nn.Modu
         return module
     import timm
 
-    return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+    return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"]).float()
 
 
 def _with_drop_path(recipe: dict[str, Any], rate: float) -> nn.Module:
@@ -295,7 +295,7 @@ def _with_drop_path(recipe: dict[str, Any], rate: float) -> nn.Module:
     if recipe["kind"] == "timm":
         kwargs = {**recipe["kwargs"], "drop_path_rate": rate}
         with suppress(TypeError):  # of architectures that take no such argument
-            module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **kwargs)
+            module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **kwargs).float()
             if any(isinstance(part, timm.layers.DropPath) and part.drop_prob for part in module.modules()):
                 return module
     raise BackboneError(

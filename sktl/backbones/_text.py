@@ -155,7 +155,7 @@ def build_text_encoder(recipe: dict[str, Any]) -> TextEncoder:
     encoder = used_part(transformers.AutoModel.from_config(config))
     if encoder.config._attn_implementation == "sdpa":
         encoder.set_attn_implementation(_masked_attention(transformers))
-    return TextEncoder(encoder, recipe["pad_token"], recipe["pooling"], recipe["normalize"]).eval()
+    return TextEncoder(encoder, recipe["pad_token"], recipe["pooling"], recipe["normalize"]).float().eval()
 
 
 def used_part(encoder: nn.Module) -> nn.Module:

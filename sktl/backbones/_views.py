@@ -114,7 +114,7 @@ def example_input(data_config: dict[str, Any]) -> torch.Tensor:
     """Return the input of one row, of no meaning."""
     if takes_texts(data_config):
         return torch.zeros((1, 8), dtype=torch.int32)
-    return torch.zeros(1, *data_config["input_size"])
+    return torch.zeros(1, *data_config["input_size"], dtype=torch.float32)
 
 
 class PooledModule(nn.Module):
