@@ -312,7 +312,7 @@ def is_out_of_memory(error):
     """Whether an exception of torch says that memory did not suffice, on any device."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    said = ("out of memory", "can't allocate memory", "not enough memory")  # by GPUs, and by CPUs under Linux and Windows
+    said = ("out of memory", "can't allocate memory", "not enough memory")  # GPUs, CPUs, CPUs under Windows
     return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
