@@ -22,7 +22,6 @@ from sktl.backbones._stored import (
     current_shelf,
     describe_module,
     module_from_description,
-    off_device,
     pack_tensors,
     unpack_tensors,
 )
@@ -231,11 +230,6 @@ def _output_shape(name: str, module: nn.Module, data_config: dict[str, Any]) -> 
 def plain_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
     """Return a data config of lists, numbers and strings, as JSON would give it back."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
-
-
-def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a module's state on the CPU, contiguous, and no memory shared between entries, as safetensors wants it."""
-    return off_device(module.state_dict())
 
 
 def pack_module(module: nn.Module) -> dict[str, Any]:

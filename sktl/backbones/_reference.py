@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sktl.backbones._bundled import name_meant_once, versioned_name
+from sktl.backbones._describe import tensor_bytes
 from sktl.backbones._load import load_backbone
 from sktl.backbones._original import OriginalHead, class_names
 from sktl.backbones._stored import current_shelf, pack_tensors, unpack_tensors
@@ -39,9 +40,9 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of tensors: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -96,8 +96,8 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], identity: str | None = Non
     """
     shelf = current_shelf()
     if shelf is not None:
-        return shelf.put(identity or f"object {id(tensors)}", lambda: off_device(tensors))
-    return np.frombuffer(safetensors.torch.save(off_device(tensors)), np.uint8)
+        return shelf.put(identity or f"object {id(tensors)}", lambda: _off_device(tensors))
+    return np.frombuffer(safetensors.torch.save(_off_device(tensors)), np.uint8)
 
 
 def unpack_tensors(packed: np.ndarray | bytes | str) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ _DTYPES = {
 }
 
 
-def off_device(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _off_device(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy tensors to the CPU, contiguous, and no memory shared between them, as safetensors wants it."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
