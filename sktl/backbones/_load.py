@@ -18,7 +18,7 @@ from sktl._forks import ForkSafeLock
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
 from sktl.backbones._original import cut_off_head
-from sktl.backbones._text_load import PREFIX, load_text_backbone
+from sktl.backbones._text_load import PREFIX, checked_length, load_text_backbone
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
 from sktl.inputs import ImagePreprocessor
@@ -147,6 +147,8 @@ def adapt_backbone(
     if not overrides:
         return backbone
     config = {**backbone.data_config, **overrides}
+    if backbone.input_kind == "texts":  # a model of an older version does not tell the limit
+        checked_length(config["max_length"], backbone.recipe.get("limit", backbone.data_config["max_length"]))
     adapted = Backbone.from_module(backbone.name, backbone.module, backbone.recipe, config)
     return adapted.with_original_head(backbone.original_head)
 

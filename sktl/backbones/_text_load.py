@@ -52,8 +52,9 @@ def load_text_backbone(name: str, weights: Weights, overrides: Mapping[str, Any]
         recipe = _recipe(config, tokenizer, usage)
         module = _with_weights(transformers, name, source, weights, config, recipe)
     limit = _limit(module, config, tokenizer, usage)
+    recipe["limit"] = limit
     settings = {
-        "max_length": _checked_length(overrides.get("max_length", limit), limit),
+        "max_length": checked_length(overrides.get("max_length", limit), limit),
         "prompt": usage["prompt"],
         "lowercase": usage["lowercase"],
     }
@@ -266,7 +267,8 @@ def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
     return positions
 
 
-def _checked_length(length: int, limit: int) -> int:
+def checked_length(length: int, limit: int) -> int:
+    """Return a ``max_length`` if an encoder takes as many tokens, else raise an error."""
     if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= limit:
         raise BackboneError(
             f"'max_length' of the 'data_config' parameter must be an int in the range [3, {limit}], the encoder's "
