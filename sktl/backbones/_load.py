@@ -64,7 +64,8 @@ def load_backbone(
         ``"sktl/tiny"``, a timm model name, ``"hf-hub:org/name"``, ``"local-dir:/path"``, a text encoder as
         ``"text:org/name"`` or ``"text:/path"``, or a network. A network is copied, never changed.
     weights : "pretrained", path, state dict or None, default="pretrained"
-        Where the weights of a named backbone come from; None is a random start. A network given as such keeps its own.
+        Where the weights of a named backbone come from; None is a random start. A network that is given as a module
+        keeps the weights it has.
     data_config : dict, default=None
         Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``,
         ``crop_pct``, ``crop_mode``), or the ``max_length`` of a text backbone.
@@ -134,7 +135,7 @@ def input_kind(backbone: str | nn.Module) -> str:
 def adapt_backbone(
     backbone: Backbone, data_config: Mapping[str, Any] | None = None, image_size: int | tuple[int, int] | None = None
 ) -> Backbone:
-    """Let a backbone that is there already take images in another way; it is shared, not copied.
+    """Return a backbone that is already loaded with another data config; its network is shared, not copied.
 
     Parameters
     ----------
@@ -240,7 +241,7 @@ def _file_identity(path: str | os.PathLike) -> tuple[str, int, int]:
 
 
 def _with_source(backbone: Backbone, source: dict[str, Any]) -> Backbone:
-    """Let the head of the old task know where it comes from."""
+    """Note in the head of the old task by which arguments its backbone was loaded."""
     if backbone.original_head is None:
         return backbone
     return backbone.with_original_head(dataclasses.replace(backbone.original_head, source=source))

@@ -130,7 +130,7 @@ class ReferredHead:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "ReferredHead":
-        """Return the head that a pickle or a file names; what forbids looking it up is said when it is asked for."""
+        """Return the head that a pickle or a file names; if it may not be looked up, its first use raises the error."""
         head = cls(state["source"], state["sha256"], state["n_classes"])
         try:
             head.source = _checked_source(head.source)
@@ -143,7 +143,7 @@ class ReferredHead:
         return {"source": _shown_source(self.source), "sha256": self.sha256, "n_classes": self.n_classes}
 
     def look_in(self, weights: Any) -> None:
-        """Look the head up in a file of weights, if it is one, and not where it was when it was named."""
+        """Look the head up in this file of weights, if it is a file, instead of the place where it was when named."""
         is_file = isinstance(weights, str | os.PathLike) and os.path.isfile(weights)
         if is_file and self._refusal is None and self.source["weights"] != "pretrained":
             self.source = {**self.source, "weights": weights}

@@ -16,7 +16,7 @@ from sktl.exceptions import DamagedFileError
 
 
 class WeightsShelf:
-    """Where the weights of networks go while an estimator's state is taken, and come from while it is given back.
+    """Where the weights of networks are put while an estimator is saved, and taken from while it is loaded.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def weights_on(shelf: WeightsShelf) -> Iterator[WeightsShelf]:
 
 
 def current_shelf() -> WeightsShelf | None:
-    """Return the shelf of the block that runs, or None where states are to hold their weights themselves."""
+    """Return the shelf of the enclosing ``weights_on`` block, or None where states hold their weights themselves."""
     return _shelf.get()
 
 

@@ -21,7 +21,7 @@ from sktl.exceptions import BackboneError, MissingExtraError, WeightsNotFoundErr
 PREFIX = "text:"
 _LIMIT_OF_ENDLESS = 512  # of encoders that name no limit of their own
 _NO_LIMIT = 10**6  # transformers writes "none" as a number with thirty digits
-_NOT_USED = ("pooler.",)  # no embedding hangs on it
+_NOT_USED = ("pooler.",)  # no embedding depends on it
 
 
 def load_text_backbone(name: str, weights: Weights, overrides: Mapping[str, Any]) -> Backbone:
