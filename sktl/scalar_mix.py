@@ -16,9 +16,9 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     """Learn how much each layer of a network counts, and add the layers up accordingly.
 
     Takes the embeddings of several layers side by side, all of the same width, as
-    ``PretrainedFeatureTransformer(layer=[0, 1, 2])`` gives them for a text encoder, and returns their weighted sum. The
-    weights, one per layer, positive and of sum 1, are learnt together with a linear model of the targets, which is then
-    thrown away. The network is not trained, so its embeddings are computed once.
+    ``PretrainedFeatureTransformer(layer=[0, 1, 2])`` gives them for a text encoder, and returns their weighted sum.
+    There is one weight per layer; they are positive and sum to 1. They are learnt together with a linear model of the
+    targets, which is then discarded. The network itself is not trained, so its embeddings are computed only once.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     penalty : float, default=0.001
         Strength of the pull of the weights towards the plain mean of the layers.
     max_iter : int, default=200
-        Most steps of the solver (L-BFGS).
+        Maximum number of steps of the solver (L-BFGS).
 
     Attributes
     ----------
     weights_ : ndarray of shape (n_layers,)
         How much each layer counts.
     scales_ : ndarray of shape (n_layers,)
-        Spread of each layer's values in ``fit``, by which they are divided.
+        Standard deviation of each layer's values in ``fit``, by which they are divided.
     n_iter_ : int
         Steps of the solver.
     n_features_in_ : int
@@ -50,7 +50,7 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Notes
     -----
-    The paper's factor for the whole mix is left to the model behind it.
+    The factor by which the paper scales the whole mix is left out: the model that takes the mix learns it anyway.
 
     References
     ----------
@@ -91,7 +91,7 @@ class ScalarMix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         X : array-like of shape (n, n_layers * width)
             Embeddings of the layers, side by side.
         y : array-like of shape (n,)
-            Labels of any type, or numbers.
+            Class labels of any type, or, as floats that are not all whole, numbers to be predicted.
 
         Returns
         -------

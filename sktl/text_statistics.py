@@ -59,22 +59,22 @@ _STATISTICS: dict[str, Callable[[_Counts], float]] = {
 
 
 class TextStatistics(TransformerMixin, BaseEstimator):
-    """Turn texts into a few numbers that a person would count: length, words, capitals, digits, punctuation.
+    """Turn texts into simple counts: length, words, capitals, digits, punctuation.
 
-    They know nothing of meaning, cost next to nothing, and tell some things that embeddings tell badly. Beside the
-    embeddings of a :class:`PretrainedFeatureTransformer` they are additional inputs for a classic model, in a
+    They know nothing of meaning and cost next to nothing, but capture some things that embeddings capture badly. Beside
+    the embeddings of a :class:`PretrainedFeatureTransformer` they are additional inputs for a classic model, in a
     :class:`~sklearn.compose.ColumnTransformer` or a :class:`~sklearn.pipeline.FeatureUnion`.
 
     Parameters
     ----------
     statistics : "all" or list of str, default="all"
-        Which of them, in this order: ``n_characters``, ``n_words``, ``n_sentences``, ``n_exclamation_marks``,
-        ``n_question_marks``, ``mean_word_length``, ``mean_sentence_length`` (in words), ``share_unique_words``,
-        ``share_capitals`` (of the letters), ``share_capital_words`` (words all in capitals), ``share_digits`` and
-        ``share_punctuation`` (of the characters).
+        Which statistics to compute. "all" is, in this order, ``n_characters``, ``n_words``, ``n_sentences``,
+        ``n_exclamation_marks``, ``n_question_marks``, ``mean_word_length``, ``mean_sentence_length`` (in words),
+        ``share_unique_words``, ``share_capitals`` (of the letters), ``share_capital_words`` (words all in capitals),
+        ``share_digits`` and ``share_punctuation`` (of the characters). A list names some, in any order.
     on_error : {"raise", "nan"}, default="raise"
-        Whether rows that are no texts (missing values, numbers), or that X fails to give, raise one error that names
-        them all, or become rows of NaN. An empty text is a text: all its statistics are 0.
+        What happens to rows that are not texts (missing values, numbers) or that cannot be read from X: they raise one
+        error that names them all, or become rows of NaN. An empty text is a text: all its statistics are 0.
 
     Attributes
     ----------
@@ -148,9 +148,9 @@ class TextStatistics(TransformerMixin, BaseEstimator):
         Raises
         ------
         InputError
-            If rows are no texts, or X fails to give them, and ``on_error="raise"``.
+            If rows are not texts, or cannot be read from X, and ``on_error="raise"``.
         ValueError
-            If a parameter is none of those allowed.
+            If a parameter has a value that is not allowed.
         """
         computed = [_STATISTICS[name] for name in self._names()]
         texts = self._find_texts(X, reset=False)

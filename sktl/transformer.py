@@ -24,8 +24,8 @@ from sktl.inputs import MAX_PIXELS
 class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
     """Turn images or texts into embeddings with a pretrained network that is never trained.
 
-    Each row goes through the backbone once: embeddings are kept in a bounded store of the process under a hash of
-    the row's content, so that the folds and candidates of a grid search find them there.
+    Each row goes through the backbone once. Its embedding is kept in a bounded in-process store, under a hash of the
+    row's content, where the folds and candidates of a grid search find it again.
 
     Parameters
     ----------
@@ -41,27 +41,28 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         Overrides of the backbone's data config (``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
         ``crop_mode``; for texts ``max_length``, the number of tokens after which they are cut off).
     layer : int, str, list of them or None, default=None
-        Where the embedding is taken from: None is the backbone's own embedding, an integer one of its stages (negative
-        ones count from the last), a string the submodule of that name; several are concatenated.
+        Where the embedding is taken from. None is the backbone's own embedding; an integer selects one of its stages
+        (negative integers count from the last), a string the submodule of that name. The outputs of several layers are
+        concatenated.
     pooling : {"auto", "avg", "max", "avgmax", "cls", "none"}, default="auto"
-        How maps and tokens become one vector: the backbone's own way, their mean, maximum, the mean of both, the class
-        token, or all values flattened (images only).
+        How feature maps or tokens become one vector: "auto" is the backbone's own way, "avg" their mean, "max" their
+        maximum, "avgmax" the mean of both, "cls" the class token, and "none" (images only) all values, flattened.
     normalize : bool, default=False
         Scale each embedding to Euclidean length 1.
     tta : {"hflip"} or None, default=None
         "hflip" averages the embeddings of an image and of its mirror image, at twice the cost.
     image_size : int or (int, int), default=None
-        Height and width in pixels to which images are brought; None takes the backbone's own.
+        Height and width in pixels to which images are resized; None takes the backbone's own.
     image_shape : (int, int) or (int, int, int), default=None
         Shape (height, width) or (height, width, channels) of the images that the rows of a 2-D X hold, flattened; with
         ``channels="first"`` (channels, height, width). Without it such a row is read as a strip of grey.
     channels : {"first", "last"}, default=None
-        Layout of arrays, where their shape does not tell.
+        Whether arrays have their channels first or last; needed only where their shape does not tell.
     root : path-like, default=None
         Folder that relative paths in X start from, and that no path may leave.
     max_pixels : int, default=89_478_485
-        Larger images are refused before any pixel is decoded; one whose embedding is kept needs no decoding. The
-        default is Pillow's own.
+        Images with more pixels are refused before they are decoded. One whose embedding is already stored is not
+        decoded, and so not refused either. The default is Pillow's own.
     batch_size : int or "auto", default="auto"
         Rows per forward pass. It has no influence on the embeddings.
     device : str, torch.device or list of them, default="auto"
@@ -78,18 +79,18 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         ``sktl.embedding.DiskStore(folder, max_bytes=...)``. A URL (``"s3://bucket/prefix"``) is a store that many
         machines share.
     cache_bytes : int, default=512 MiB
-        Bound on the embeddings kept in this process. All estimators share one store there, and each brings it to its
-        own bound when it embeds; what was not used for longest is dropped first. 0 leaves that store aside.
+        Bound on the embeddings kept in memory. All estimators of a process share one store, and the one that embedded
+        last decides on its bound; the least recently used embeddings are dropped first. 0 bypasses the store.
     on_error : {"raise", "nan"}, default="raise"
         Whether images or texts that cannot be read raise one error that names them all, or become rows of NaN.
     output : {"numpy", "torch"}, default="numpy"
         What ``transform`` returns. "torch" gives a tensor on the device that the network runs on, for estimators that
-        compute there when scikit-learn's ``array_api_dispatch`` is on. A container asked for by ``set_output`` goes
-        before it.
+        compute there when scikit-learn's ``array_api_dispatch`` is on. A container chosen by ``set_output`` takes
+        precedence.
     persist : {"embed", "reference"}, default="embed"
-        What a pickle or a file of the fitted estimator holds of the network: all its weights, or the name and the
-        SHA-256 of the public ones that it started from, and what training changed of them. Those have to be found, or
-        fetched, where it is loaded.
+        What a pickle or a file of the fitted estimator holds of the network. "embed" stores all its weights.
+        "reference" stores the name and the SHA-256 of the public weights that it started from, together with whatever
+        training changed; the public weights must then be present, or can be downloaded, where it is loaded.
     verbose : int, default=0
         From 1 on, a progress bar is shown.
 
@@ -220,7 +221,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
         Parameters
         ----------
-        X : sequence of images, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
+        X : sequence of images or texts, array of shape (n, height, width, 3), or array-like of shape (n, n_features)
             In the same form as in ``fit``.
 
         Returns
@@ -255,8 +256,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
         Parameters
         ----------
         batches : iterable
-            Of what ``transform`` takes, some hundreds to thousands of rows each; read one at a time, when its turn
-            comes. One without rows is allowed.
+            Each batch is anything that ``transform`` takes, ideally of some hundreds to thousands of rows; it may also
+            be empty. A batch is asked for only when the one before it is done.
 
         Returns
         -------
@@ -270,8 +271,8 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
         Notes
         -----
-        The store in memory is left aside: what passes only once would drive out what others will need. A folder
-        given as ``memory`` is used.
+        The in-memory store is bypassed: rows that pass only once would drive out those that will be needed again. A
+        folder given as ``memory`` is used.
 
         Examples
         --------
@@ -306,7 +307,7 @@ class PretrainedFeatureTransformer(EmbeddingMixin, ImageEstimator):
 
     @property
     def _view(self) -> FeatureView:
-        """What was chosen in ``fit``, whatever the parameters have become since; older files do not tell it."""
+        """The view chosen in ``fit``, even if parameters have changed since; files of older versions do not tell it."""
         return self.backbone_.feature_view(**getattr(self, "_choice", None) or self._chosen())
 
 

@@ -319,3 +319,14 @@ def test_a_model_as_head_needs_a_frozen_backbone(few):
 def test_a_regressor_is_no_head(few):
     with pytest.raises(ValueError, match="'head' parameter must be a classifier, got Ridge instead"):
         make_model("feature_extraction", head=Ridge()).fit(*few)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_new_head_is_in_float32_whatever_torch_makes_by_default(few, head):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = make_model("fine_tuning", head=head).fit(*few)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in model.net_.module_.parameters()} == {torch.float32}
+    assert model.predict(few[0]).shape == few[1].shape

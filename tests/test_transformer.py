@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sktl import PretrainedFeatureTransformer
+from sktl.backbones import _load
 from sktl.embedding import default_store
 from sktl.exceptions import InputError
 
@@ -228,6 +229,18 @@ def test_global_state_is_left_alone(embed, image_arrays):
     for old, new in zip(before, state(), strict=True):
         np.testing.assert_array_equal(new, old)
     assert torch.is_grad_enabled()
+
+
+def test_default_dtype_of_torch_does_not_matter(embed, image_arrays, monkeypatch):
+    expected = embed.fit_transform(image_arrays[0][:3])
+    monkeypatch.setattr(_load, "_shared", _load._SharedBackbones(capacity=4))
+    default_store().clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = clone(embed).fit_transform(image_arrays[0][:3])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(result, expected)
 
 
 # scikit-learn's conventions -------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from sktl.backbones._backbone import (
     build_from_recipe,
     pack_module,
     reset_parameters,
-    shareless_state,
     unpack_module,
 )
 from sktl.backbones._fingerprint import fingerprint
@@ -44,7 +43,6 @@ __all__ = [
     "refer",
     "refer_head",
     "reset_parameters",
-    "shareless_state",
     "takes_texts",
     "unpack_module",
     "unpack_tensors",

@@ -22,7 +22,6 @@ from sktl.backbones._stored import (
     current_shelf,
     describe_module,
     module_from_description,
-    off_device,
     pack_tensors,
     unpack_tensors,
 )
@@ -233,11 +232,6 @@ def plain_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
 
 
-def shareless_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a module's state on the CPU, contiguous, and no memory shared between entries, as safetensors wants it."""
-    return off_device(module.state_dict())
-
-
 def pack_module(module: nn.Module) -> dict[str, Any]:
     """Return a user's network as its structure and its packed weights, on no device."""
     recipe = module_recipe(module)
@@ -286,7 +280,7 @@ def build_from_recipe(recipe: dict[str, Any], drop_path: float = 0.0) -> nn.Modu
         return module
     import timm
 
-    return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"])
+    return timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **recipe["kwargs"]).float()
 
 
 def _with_drop_path(recipe: dict[str, Any], rate: float) -> nn.Module:
@@ -295,7 +289,7 @@ def _with_drop_path(recipe: dict[str, Any], rate: float) -> nn.Module:
     if recipe["kind"] == "timm":
         kwargs = {**recipe["kwargs"], "drop_path_rate": rate}
         with suppress(TypeError):  # of architectures that take no such argument
-            module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **kwargs)
+            module = timm.create_model(recipe["architecture"], pretrained=False, num_classes=0, **kwargs).float()
             if any(isinstance(part, timm.layers.DropPath) and part.drop_prob for part in module.modules()):
                 return module
     raise BackboneError(

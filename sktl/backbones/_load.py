@@ -18,7 +18,7 @@ from sktl._forks import ForkSafeLock
 from sktl.backbones._backbone import Backbone, module_recipe, plain_data_config
 from sktl.backbones._bundled import BUNDLED, bundled_card, bundled_state
 from sktl.backbones._original import cut_off_head
-from sktl.backbones._text_load import PREFIX, load_text_backbone
+from sktl.backbones._text_load import PREFIX, checked_length, load_text_backbone
 from sktl.backbones._weights import Weights, create_with_weights, not_found_message
 from sktl.exceptions import BackboneError, UnknownBackboneError, WeightsNotFoundError
 from sktl.inputs import ImagePreprocessor
@@ -64,7 +64,8 @@ def load_backbone(
         ``"sktl/tiny"``, a timm model name, ``"hf-hub:org/name"``, ``"local-dir:/path"``, a text encoder as
         ``"text:org/name"`` or ``"text:/path"``, or a network. A network is copied, never changed.
     weights : "pretrained", path, state dict or None, default="pretrained"
-        Where the weights of a named backbone come from; None is a random start. A network given as such keeps its own.
+        Where the weights of a named backbone come from; None is a random start. A network that is given as a module
+        keeps the weights it has.
     data_config : dict, default=None
         Overrides entries of the backbone's timm data config (``input_size``, ``mean``, ``std``, ``interpolation``,
         ``crop_pct``, ``crop_mode``), or the ``max_length`` of a text backbone.
@@ -134,7 +135,7 @@ def input_kind(backbone: str | nn.Module) -> str:
 def adapt_backbone(
     backbone: Backbone, data_config: Mapping[str, Any] | None = None, image_size: int | tuple[int, int] | None = None
 ) -> Backbone:
-    """Let a backbone that is there already take images in another way; it is shared, not copied.
+    """Return a backbone that is already loaded with another data config; its network is shared, not copied.
 
     Parameters
     ----------
@@ -147,6 +148,8 @@ def adapt_backbone(
     if not overrides:
         return backbone
     config = {**backbone.data_config, **overrides}
+    if backbone.input_kind == "texts":  # a model of an older version does not tell the limit
+        checked_length(config["max_length"], backbone.recipe.get("limit", backbone.data_config["max_length"]))
     adapted = Backbone.from_module(backbone.name, backbone.module, backbone.recipe, config)
     return adapted.with_original_head(backbone.original_head)
 
@@ -186,8 +189,7 @@ def _overrides(
     data_config: Mapping[str, Any] | None, image_size: int | tuple[int, int] | None, kind: str
 ) -> dict[str, Any]:
     """Return what is to be changed of a data config, for a backbone that takes images or texts."""
-    given = (data_config or {}).items()
-    overrides = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
+    overrides = {key: _plain(value) for key, value in (data_config or {}).items() if value is not None}
     known = _TEXT_CONFIG_KEYS if kind == "texts" else _DATA_CONFIG_KEYS
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -199,6 +201,13 @@ def _overrides(
     if kind == "images":
         ImagePreprocessor({"input_size": (3, 224, 224), **overrides})  # refuses what no image can be brought to
     return overrides
+
+
+def _plain(value: Any) -> Any:
+    """Return what holds numbers of numpy with Python's own, which JSON knows."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -232,7 +241,7 @@ def _file_identity(path: str | os.PathLike) -> tuple[str, int, int]:
 
 
 def _with_source(backbone: Backbone, source: dict[str, Any]) -> Backbone:
-    """Let the head of the old task know where it comes from."""
+    """Note in the head of the old task by which arguments its backbone was loaded."""
     if backbone.original_head is None:
         return backbone
     return backbone.with_original_head(dataclasses.replace(backbone.original_head, source=source))

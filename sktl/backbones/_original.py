@@ -55,7 +55,7 @@ def cut_off_head(network: nn.Module, backbone: nn.Module, input_size: list[int])
     classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
     if not isinstance(classifier, nn.Linear):
         return None
-    image = torch.linspace(-3, 3, int(np.prod(input_size))).sin().view(1, *input_size)
+    image = torch.linspace(-3, 3, int(np.prod(input_size)), dtype=torch.float32).sin().view(1, *input_size)
     with torch.inference_mode():
         expected = network.eval()(image)
         embedding = backbone.eval()(image)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sktl.backbones._bundled import name_meant_once, versioned_name
+from sktl.backbones._describe import tensor_bytes
 from sktl.backbones._load import load_backbone
 from sktl.backbones._original import OriginalHead, class_names
 from sktl.backbones._stored import current_shelf, pack_tensors, unpack_tensors
@@ -39,9 +40,9 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of tensors: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -129,7 +130,7 @@ class ReferredHead:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "ReferredHead":
-        """Return the head that a pickle or a file names; what forbids looking it up is said when it is asked for."""
+        """Return the head that a pickle or a file names; if it may not be looked up, its first use raises the error."""
         head = cls(state["source"], state["sha256"], state["n_classes"])
         try:
             head.source = _checked_source(head.source)
@@ -142,7 +143,7 @@ class ReferredHead:
         return {"source": _shown_source(self.source), "sha256": self.sha256, "n_classes": self.n_classes}
 
     def look_in(self, weights: Any) -> None:
-        """Look the head up in a file of weights, if it is one, and not where it was when it was named."""
+        """Look the head up in this file of weights, if it is a file, instead of the place where it was when named."""
         is_file = isinstance(weights, str | os.PathLike) and os.path.isfile(weights)
         if is_file and self._refusal is None and self.source["weights"] != "pretrained":
             self.source = {**self.source, "weights": weights}

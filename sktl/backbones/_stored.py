@@ -16,7 +16,7 @@ from sktl.exceptions import DamagedFileError
 
 
 class WeightsShelf:
-    """Where the weights of networks go while an estimator's state is taken, and come from while it is given back.
+    """Where the weights of networks are put while an estimator is saved, and taken from while it is loaded.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def weights_on(shelf: WeightsShelf) -> Iterator[WeightsShelf]:
 
 
 def current_shelf() -> WeightsShelf | None:
-    """Return the shelf of the block that runs, or None where states are to hold their weights themselves."""
+    """Return the shelf of the enclosing ``weights_on`` block, or None where states hold their weights themselves."""
     return _shelf.get()
 
 
@@ -96,8 +96,8 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], identity: str | None = Non
     """
     shelf = current_shelf()
     if shelf is not None:
-        return shelf.put(identity or f"object {id(tensors)}", lambda: off_device(tensors))
-    return np.frombuffer(safetensors.torch.save(off_device(tensors)), np.uint8)
+        return shelf.put(identity or f"object {id(tensors)}", lambda: _off_device(tensors))
+    return np.frombuffer(safetensors.torch.save(_off_device(tensors)), np.uint8)
 
 
 def unpack_tensors(packed: np.ndarray | bytes | str) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ _DTYPES = {
 }
 
 
-def off_device(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _off_device(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy tensors to the CPU, contiguous, and no memory shared between them, as safetensors wants it."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 

@@ -22,9 +22,9 @@ class TextEncoder(nn.Module):
     encoder : PreTrainedModel
         Gives ``last_hidden_state`` for ``input_ids`` and ``attention_mask``.
     pad_token : int
-        Stands where a row of tokens has ended.
+        The token that the encoder is given behind the end of a row.
     pooling : sequence of str
-        Names from ``TEXT_POOLINGS``; what they give is concatenated.
+        Names from ``TEXT_POOLINGS``; their results are concatenated.
     normalize : bool, default=False
         Scale the vector to Euclidean length 1, as the encoder was trained to be used.
     """
@@ -155,11 +155,11 @@ def build_text_encoder(recipe: dict[str, Any]) -> TextEncoder:
     encoder = used_part(transformers.AutoModel.from_config(config))
     if encoder.config._attn_implementation == "sdpa":
         encoder.set_attn_implementation(_masked_attention(transformers))
-    return TextEncoder(encoder, recipe["pad_token"], recipe["pooling"], recipe["normalize"]).eval()
+    return TextEncoder(encoder, recipe["pad_token"], recipe["pooling"], recipe["normalize"]).float().eval()
 
 
 def used_part(encoder: nn.Module) -> nn.Module:
-    """Return what of an encoder embeddings are made of: no decoder, and no layer for a task of the pretraining."""
+    """Return the part of a model that embeddings come from: no decoder, and no layer for a task of the pretraining."""
     if getattr(encoder.config, "is_encoder_decoder", False):
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:
@@ -171,7 +171,7 @@ def _masked_attention(transformers) -> str:
     """Return the name of torch's attention, registered so that it always gets a mask.
 
     transformers leaves the mask out of batches in which no row is padded, and torch then takes another program: a row's
-    embedding would hang on its neighbours, if only in the last digits.
+    embedding would depend on its neighbours, if only in the last digits.
     """
     masks = transformers.AttentionMaskInterface
     if _ATTENTION not in masks._global_mapping:

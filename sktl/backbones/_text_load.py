@@ -21,7 +21,7 @@ from sktl.exceptions import BackboneError, MissingExtraError, WeightsNotFoundErr
 PREFIX = "text:"
 _LIMIT_OF_ENDLESS = 512  # of encoders that name no limit of their own
 _NO_LIMIT = 10**6  # transformers writes "none" as a number with thirty digits
-_NOT_USED = ("pooler.",)  # no embedding hangs on it
+_NOT_USED = ("pooler.",)  # no embedding depends on it
 
 
 def load_text_backbone(name: str, weights: Weights, overrides: Mapping[str, Any]) -> Backbone:
@@ -52,8 +52,9 @@ def load_text_backbone(name: str, weights: Weights, overrides: Mapping[str, Any]
         recipe = _recipe(config, tokenizer, usage)
         module = _with_weights(transformers, name, source, weights, config, recipe)
     limit = _limit(module, config, tokenizer, usage)
+    recipe["limit"] = limit
     settings = {
-        "max_length": _checked_length(overrides.get("max_length", limit), limit),
+        "max_length": checked_length(overrides.get("max_length", limit), limit),
         "prompt": usage["prompt"],
         "lowercase": usage["lowercase"],
     }
@@ -246,7 +247,7 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
 
 
 def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
-    """Return how many tokens the encoder takes: as its files say, or what its table of positions holds."""
+    """Return how many tokens the encoder takes: as its files say, or as many as it has positions."""
     named = [usage["limit"], tokenizer.model_max_length]
     named = [int(limit) for limit in named if limit and limit < _NO_LIMIT]
     positions = getattr(config, "max_position_embeddings", None)
@@ -254,6 +255,9 @@ def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
         return min(named, default=_LIMIT_OF_ENDLESS)
     if named and min(named) < positions:
         return min(named)
+    tables = (part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding))
+    if positions not in tables:  # positions are computed: one is as good as another, and a pass on all costs gigabytes
+        return positions
     word = 1 if module.pad_token == 0 else 0
     try:
         with torch.inference_mode():
@@ -263,7 +267,8 @@ def _limit(module: nn.Module, config, tokenizer, usage: dict[str, Any]) -> int:
     return positions
 
 
-def _checked_length(length: int, limit: int) -> int:
+def checked_length(length: int, limit: int) -> int:
+    """Return a ``max_length`` if an encoder takes as many tokens, else raise an error."""
     if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= limit:
         raise BackboneError(
             f"'max_length' of the 'data_config' parameter must be an int in the range [3, {limit}], the encoder's "

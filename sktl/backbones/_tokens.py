@@ -23,9 +23,9 @@ class Tokens(NamedTuple):
     Attributes
     ----------
     ids : ndarray of int32 of shape (length,)
-        Padded with ``PADDING`` to a length that hangs on the text alone.
+        Padded with ``PADDING`` to a length that depends on the text alone.
     is_truncated : bool
-        Whether the text has more.
+        Whether the text had more tokens than are kept.
     """
 
     ids: np.ndarray

@@ -111,10 +111,10 @@ def make_view(
 
 
 def example_input(data_config: dict[str, Any]) -> torch.Tensor:
-    """Return the input of one row, of no meaning."""
+    """Return an input of one row of zeros, to find out shapes with."""
     if takes_texts(data_config):
         return torch.zeros((1, 8), dtype=torch.int32)
-    return torch.zeros(1, *data_config["input_size"])
+    return torch.zeros(1, *data_config["input_size"], dtype=torch.float32)
 
 
 class PooledModule(nn.Module):
@@ -135,7 +135,7 @@ class PooledModule(nn.Module):
 class LayerFeatures(nn.Module):
     """Outputs of some submodules, pooled and concatenated; what comes after the last of them is not computed.
 
-    Several threads may run the same module at once, so that what a hook sees is kept by thread.
+    Several threads may run the same module at once, so each thread keeps apart what its hooks have seen.
     """
 
     def __init__(self, network: nn.Module, names: list[str], pooling: str):
@@ -178,7 +178,7 @@ class LayerFeatures(nn.Module):
         return pool(output, self.pooling, self.network, self.network.get_submodule(name))
 
 
-class _Enough(Exception):  # noqa: N818 -- no error: the way out of a pass that has given all that is asked for
+class _Enough(Exception):  # noqa: N818 -- no error: it ends a pass as soon as all outputs asked for are there
     pass
 
 

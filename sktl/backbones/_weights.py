@@ -92,7 +92,7 @@ def _create(architecture: str, seed: int = 0, num_classes: int | None = 0, **kwa
     import timm
 
     with private_torch_rng(seed):
-        return timm.create_model(architecture, num_classes=num_classes, **kwargs)
+        return timm.create_model(architecture, num_classes=num_classes, **kwargs).float()  # whatever torch's default is
 
 
 def _create_pretrained(architecture: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:

@@ -22,8 +22,8 @@ def open_store(memory):
     Returns
     -------
     store : Store or None
-        None if there is no folder; a store as it is. The same store for the same folder or URL, as long as it is in
-        use.
+        None if there is no folder. A store is returned as it is; for the same folder or URL, the same store is returned
+        again.
     """
     if isinstance(memory, joblib.Memory):
         memory = memory.location

@@ -231,6 +231,7 @@ class Run:
             self.out[index] = self.out[first]
             if first in self.bad:
                 self.bad[index] = self.bad[first]
+        self.progress(self.stats.digests.count(None))  # rows that could not be read
         self.passes.warn_of_replacement(stacklevel=4)
         self.stats.halvings = self.passes.halvings
         self.stats.bad = [

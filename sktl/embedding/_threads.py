@@ -78,7 +78,7 @@ def _openmp():
 
 
 def _set_mkl_threads(threads: int) -> int:
-    """Set MKL's number for the calling thread, which goes before all other settings; return the old one, 0 for none."""
+    """Set MKL's thread count for the calling thread, over all other settings; return the old one, 0 if none."""
     setter = _mkl_setter()
     return 0 if setter is None else setter(threads)
 

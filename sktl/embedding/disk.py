@@ -40,8 +40,8 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 class DiskStore(Store):
     """Rows kept in a folder.
 
-    The database is opened at the first use. A folder that cannot be written or a disk that is full costs a warning, a
-    damaged database is moved aside; the work goes on.
+    The database is opened at the first use. Trouble with it is never an error, only a warning: if the folder cannot be
+    written to or the disk is full, the work goes on without it; a damaged database is moved aside and begun anew.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class DiskStore(Store):
         self._recover()
 
     def _recover(self):
-        """Believe in the folder again."""
+        """Forget what went wrong, and give the folder another chance."""
         self._read_only = False
         self._useless = False
         self._retry_at = float("inf")

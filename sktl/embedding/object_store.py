@@ -36,13 +36,13 @@ class ObjectStore(Store):
         What fsspec knows: ``"s3://bucket/prefix"``, ``"gs://..."``, ``"file:///..."``; a path is a local folder.
 
     shard_bytes : int, default=1 MiB
-        Rows are written when so much is gathered, ...
+        Rows are gathered in memory and written as one shard when they take this many bytes.
 
     flush_seconds : float, default=30
-        ... when the oldest has waited for so long, and at the end of each call.
+        Rows are also written when the oldest of them has waited this long, and at the end of each call.
 
     refresh_seconds : float, default=30
-        How long rows may go unnoticed that others have written.
+        How long to wait before looking again for rows that others have written.
 
     Notes
     -----

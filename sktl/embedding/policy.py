@@ -59,7 +59,8 @@ def resolve_devices(device="auto"):
     if not isinstance(device, (list, tuple)):
         return (resolve_device(device),)
     devices = tuple(resolve_device(each) for each in device)
-    if not devices or len(set(devices)) < len(devices) or len({each.type for each in devices}) > 1:
+    different = {(each.type, each.index or 0) for each in devices}  # "cuda" is "cuda:0"
+    if not devices or len(different) < len(devices) or len({each.type for each in devices}) > 1:
         raise ValueError(
             f"The 'device' parameter must name one device, or several different ones of one type, got {device!r} "
             "instead."

@@ -82,7 +82,8 @@ class Runner:
     """
 
     def __init__(self, view, device, dtype, runtime, mean, std, share):
-        self._view = weakref.ref(view)  # whoever calls has it; a runner must not keep a network alive that nobody has
+        # Each caller holds one, so one is there during a call; a runner must not keep a network alive that nobody has.
+        self.equal_views = weakref.WeakValueDictionary({id(view): view})
         self.device, self.dtype, self.runtime = device, dtype, runtime
         self.mean, self.std, self.share = mean, std, share
         self.batch_limit = None
@@ -92,8 +93,8 @@ class Runner:
 
     @property
     def view(self):
-        """The view, or None once nobody else holds it."""
-        return self._view()
+        """One of the equal views that are in use, or None once nobody else holds any."""
+        return next((view for ref in self.equal_views.valuerefs() if (view := ref()) is not None), None)
 
     def __call__(self, batch, exact=False):
         """Compute embeddings.
@@ -212,7 +213,7 @@ class _FusedPrograms:
 
     def __call__(self, runner, batch, dtype):
         if self._traced is None:
-            example = torch.zeros(_nchw(batch), device=runner.device).to(memory_format=torch.channels_last)
+            example = torch.zeros(batch.shape, device=runner.device).permute(0, 3, 1, 2)
             self._traced = _fusion.trace(_copied_network(runner), example)
         return _Eager(runner, _fusion.fuse(self._traced, dtype), dtype)
 
@@ -294,13 +295,11 @@ def _openvino_core(process_id):
 
 
 def _copied_network(runner):
-    network = copy.deepcopy(runner.view.module).eval().requires_grad_(False)
-    return network.to(device=runner.device, memory_format=torch.channels_last)
-
-
-def _nchw(batch):
-    n, height, width, channels = batch.shape
-    return (n, channels, height, width)
+    network = copy.deepcopy(runner.view.module).eval().requires_grad_(False).to(runner.device)
+    for weight in network.parameters():
+        if weight.dim() == 4:  # Module.to(memory_format=) raises an error for weights of five axes
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def _least_cosine(rows, reference):
@@ -313,8 +312,8 @@ def is_out_of_memory(error):
     """Whether an exception of torch says that memory did not suffice, on any device."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    message = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+    said = ("out of memory", "can't allocate memory", "not enough memory")  # GPUs, CPUs, CPUs under Windows
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 # The runners of the process -----------------------------------------------------------------------------------------
@@ -354,6 +353,7 @@ class RunnerCache:
             runner = self._runners.pop(key, None)
             if runner is None:
                 runner = Runner(view, device, dtype, runtime, mean, std, share)
+            runner.equal_views[id(view)] = view
             self._runners[key] = runner
             n_devices = len({device for _, device, *_ in self._runners})
             while len(self._runners) > self.max_runners * n_devices:

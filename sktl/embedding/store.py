@@ -277,8 +277,8 @@ def default_store(max_bytes=None):
     Parameters
     ----------
     max_bytes : int, default=None
-        A new bound on the memory that the rows take: whoever asked last decides. It is 512 MiB at first; None leaves it
-        as it is.
+        A new bound on the memory that the rows take, for all who share the store. It is 512 MiB at first; None leaves
+        it as it is.
 
     Returns
     -------

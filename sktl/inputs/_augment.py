@@ -19,9 +19,10 @@ class Augmenter:
     Parameters
     ----------
     choice : {"light", "randaug"}, str or callable
-        "light" crops at least half of the picture, resizes it and mirrors every other one. "randaug" goes on with
-        RandAugment of two operations. Another string is one of timm's for AutoAugment, RandAugment, AugMix and
-        3-Augment, and does what it says alone. A callable takes pixels and a :class:`numpy.random.Generator`.
+        "light" crops a part of at least half the picture's area, resizes it and mirrors it half of the time. "randaug"
+        does the same, followed by RandAugment with two operations. Any other string is one of timm's, for AutoAugment,
+        RandAugment, AugMix or 3-Augment, and is applied without the crop and the mirror. A callable takes pixels and a
+        :class:`numpy.random.Generator`.
     data_config : dict
         timm's data config: the size, the interpolation, and the mean that fills what comes from beyond the edge.
 
@@ -49,7 +50,7 @@ class Augmenter:
 
     @property
     def key(self) -> str | None:
-        """What names the variants that a seed gives; None for a callable, which no text tells from others."""
+        """A name to store the variants that a seed gives under; None for a callable, which has no such name."""
         return self.choice if isinstance(self.choice, str) else None
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:

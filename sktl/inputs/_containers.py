@@ -166,7 +166,7 @@ def refuse_single(X) -> None:
 
 
 def refuse_unordered(values, name: str = "X") -> None:
-    """Raise an error if values cannot be asked for by position, and a list of them could.
+    """Raise an error if values have no positions, but would have them as a list.
 
     Parameters
     ----------

@@ -53,6 +53,9 @@ class LocalFile:
     ----------
     identity : tuple of int
         Tells this state of the file from all others: device, inode, length, times of the last changes.
+    is_settled : bool
+        Whether the last change lay some seconds back when the file was checked. A change within the resolution of the
+        file system's clock would not show in the identity (git treats its index the same way).
     """
 
     def __init__(self, path: str | os.PathLike, root: str | None, max_bytes: int):
@@ -66,15 +69,7 @@ class LocalFile:
             status = os.stat(self._resolved)
             self._check(status)
         self.identity = _identity(status)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the last change lies some seconds back.
-
-        A change within the resolution of the file system's clock would not show in the identity (git treats its index
-        the same way).
-        """
-        return os.name == "posix" and time.time_ns() - max(self.identity[-2:]) >= _SETTLED_NS
+        self.is_settled = os.name == "posix" and time.time_ns() - max(self.identity[-2:]) >= _SETTLED_NS
 
     def read(self) -> bytes:
         """Return the file's content, never empty.

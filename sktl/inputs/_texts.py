@@ -30,7 +30,7 @@ class TextRow:
     encode : callable
         Gives its tokens as an array ``ids``, and whether it ``is_truncated``.
     note_truncation : callable
-        Told the row's digest if it is.
+        Called with the row's digest if its tokens were truncated.
     """
 
     def __init__(self, text: str, encode: Callable[[str], Any], note_truncation: Callable[[bytes], None]):
@@ -257,7 +257,7 @@ def refuse_texts(X, root: str | os.PathLike | None = None) -> None:
     Raises
     ------
     InputError
-        If half of its strings or more are of several words, and none has the ending of an image or names a file.
+        If at least half of its strings have several words, and none ends like an image file or names a file.
     """
     column = find_column(X)
     strings = [item for item in _sample(column) if isinstance(item, str)] if column is not None else []

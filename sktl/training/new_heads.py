@@ -40,7 +40,7 @@ class MLPHead(nn.Sequential):
 
 def zero_linear(width: int, n_outputs: int) -> nn.Linear:
     """Return a linear layer of zeros, without drawing random numbers: the first gradient reaches it alone."""
-    head = nn.utils.skip_init(nn.Linear, width, n_outputs)
+    head = nn.utils.skip_init(nn.Linear, width, n_outputs, dtype=torch.float32)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
@@ -70,7 +70,7 @@ def make_head(head: str | nn.Module, width: int, n_outputs: int, seed: int) -> n
         return zero_linear(width, n_outputs)
     if head == "mlp":
         with private_torch_rng(seed):
-            return MLPHead(width, n_outputs)
+            return MLPHead(width, n_outputs).float()
     if any(is_lazy(parameter) for parameter in head.parameters()):
         raise ValueError(
             "The module given as head= has lazy layers without weights: call it once, before fit, on zeros of shape "
@@ -79,7 +79,7 @@ def make_head(head: str | nn.Module, width: int, n_outputs: int, seed: int) -> n
     module = copy.deepcopy(head).cpu().float().requires_grad_(True).eval()
     try:
         with torch.inference_mode():
-            shape = tuple(module(torch.zeros(2, width)).shape)
+            shape = tuple(module(torch.zeros(2, width, dtype=torch.float32)).shape)
     except Exception as error:  # the head is the user's own
         raise ValueError(f"The module given as head= cannot be run on embeddings of width {width}: {error}") from error
     if shape != (2, n_outputs):

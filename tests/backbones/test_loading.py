@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -167,6 +168,18 @@ def save_local_dir(folder, architecture="test_vit", **kwargs):
     config["pretrained_cfg"]["fixed_input_size"] = architecture == "test_vit"
     (folder / "config.json").write_text(json.dumps(config))
     return network
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.25, 0.5), np.array([0.5, 0.25, 0.5]), tuple(np.float32([0.5, 0.25, 0.5]))])
+def test_data_config_may_hold_numbers_of_numpy(mean):
+    backbone = load_backbone("sktl/tiny", data_config={"mean": mean, "crop_pct": np.float32(0.75)})
+    plain = load_backbone("sktl/tiny", data_config={"mean": [0.5, 0.25, 0.5], "crop_pct": 0.75})
+    assert backbone.data_config == plain.data_config
+    assert backbone.fingerprint == plain.fingerprint
+
+
+def test_none_in_data_config_leaves_the_backbone_its_own():
+    assert load_backbone("sktl/tiny", data_config={"crop_pct": None}).data_config["crop_pct"] == 1.0
 
 
 def test_local_dir_gives_weights_and_data_config(tmp_path, fresh_cache):

@@ -75,7 +75,7 @@ def test_the_transformer_takes_a_list(image_arrays, passes):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("device", [[], ["cpu", "cpu"], ["cpu:0", torch.device("cpu", 0)]])
+@pytest.mark.parametrize("device", [[], ["cpu", "cpu"], ["cpu", "cpu:0"], ["cpu:0", torch.device("cpu", 0)]])
 def test_lists_that_name_no_devices_to_share_rows(device):
     with pytest.raises(ValueError, match="must name one device, or several different ones of one type"):
         resolve_devices(device)

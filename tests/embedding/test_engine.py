@@ -189,9 +189,10 @@ def test_a_row_without_numbers_is_a_bad_row(make_rows, make_view):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"),
         MemoryError(),
     ],
-    ids=["cuda", "cpu", "python"],
+    ids=["cuda", "cpu", "windows", "python"],
 )
 def test_too_large_batches_are_halved(make_rows, make_view, images, error):
     module = Counting(largest=5, error=error)
@@ -353,6 +354,11 @@ def test_error_in_a_thread_comes_out(make_rows, view, images):
 
     with pytest.raises(ZeroDivisionError):
         embed(Broken(images), view, **CPU)
+
+
+def test_progress_bar_counts_rows_that_cannot_be_read(make_rows, view, images, capsys):
+    embed(make_rows(images, undecodable=[3], unreadable=[0, 40]), view, verbose=1, on_error="nan", **CPU)
+    assert "50/50" in capsys.readouterr().err
 
 
 def test_progress_bar(make_rows, view, images, capsys):

@@ -203,6 +203,34 @@ def test_a_network_that_nobody_has_is_not_kept(make_view):
     assert first() is None
 
 
+def test_a_runner_goes_on_with_the_view_that_is_left(make_view, network):
+    first, second = make_view(network), make_view(network)
+    settings = (CPU, torch.float32, "torch", MEAN, STD, cpu_share())
+    get_runner(first, *settings)
+    runner = get_runner(second, *settings)
+    del first
+    gc.collect()
+    assert runner(torch.zeros((2, 32, 32, 3), dtype=torch.uint8)).shape == (2, 24)
+
+
+class Clip(nn.Module):
+    """A network with a weight of five axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 24, (1, 3, 3))
+
+    def forward(self, images):
+        return self.conv(images.unsqueeze(2)).mean(dim=(2, 3, 4))
+
+
+def test_a_network_with_weights_of_five_axes(make_rows, make_view, images):
+    view = make_view(Clip().eval())
+    result = embed(make_rows(images), view, device="cpu", runtime="torch", dtype="float32")
+    assert result.shape == (len(images), 24)
+    assert np.isfinite(result).all()
+
+
 def test_clear_cache(view):
     share = cpu_share()
     first = get_runner(view, CPU, torch.float32, "torch", MEAN, STD, share)

@@ -178,6 +178,17 @@ def test_max_length_can_be_lowered(bert):
         make_transformer(bert, data_config={"mean": [0, 0, 0]}).fit(texts)
 
 
+@pytest.mark.parametrize("max_length", [41, 0, "many"])
+def test_max_length_of_a_fitted_backbone_has_the_same_limit(bert, max_length):
+    fitted = make_transformer(bert, data_config={"max_length": 8}).fit(["a film"])
+    assert make_transformer(fitted, data_config={"max_length": 40}).fit(["a film"]).transform(["good " * 30]).shape == (
+        1,
+        16,
+    )
+    with pytest.raises(BackboneError, match=r"'max_length' .* must be an int in the range \[3, 40\]"):
+        make_transformer(fitted, data_config={"max_length": max_length}).fit(["a film"])
+
+
 def test_each_text_is_embedded_once(bert, reviews):
     texts, _ = reviews
     backbone = load_backbone(bert)

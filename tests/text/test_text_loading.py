@@ -214,6 +214,17 @@ def test_limit_is_what_is_named_or_what_the_positions_allow(folder, family, says
     assert np.isfinite(embed(backbone, "good " * 100)).all()
 
 
+def test_positions_without_a_table_are_not_tried_out(folder):
+    from transformers import AutoConfig, AutoModel
+
+    small = {"vocab_size": 80, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 1}
+    config = AutoConfig.for_model("modernbert", **small, intermediate_size=32, max_position_embeddings=2**20)
+    AutoModel.from_config(config).save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": int(1e30)})
+    assert load_backbone(f"text:{folder}").data_config["max_length"] == 2**20  # attention on them all would take 1 TiB
+
+
 def test_parts_that_are_not_known(folder):
     as_sentence_transformer(folder, None, ("2_Dense", "Dense"))
     with pytest.raises(BackboneError, match=r"part of type 'Dense', which sktl does not know"):
