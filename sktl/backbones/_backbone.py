@@ -313,6 +313,8 @@ def _module_with_weights(recipe: dict[str, Any], weights: dict[str, torch.Tensor
 
 def _structure_alone(recipe: dict[str, Any]) -> nn.Module | None:
     """Build a timm model without memory for its weights; None if it computes something from them while it is built."""
+    import timm  # noqa: F401  # first imported where tensors are made on no device, it fails with torch 2.8
+
     try:
         with private_torch_rng(0), torch.device("meta"):
             module = build_from_recipe(recipe)
